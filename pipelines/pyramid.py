@@ -33,7 +33,7 @@ def write_pyramid(
     """
     aperio = path.suffix == ".svs"
     options: dict[str, object] = {
-        "photometric": "ycbcr" if compression == "jpeg" else "rgb",
+        "photometric": "rgb",  # tifffile stores JPEG as YCbCr
         "tile": (block, block),
         "compression": None if compression == "none" else compression,
         "metadata": None,
@@ -56,7 +56,7 @@ def write_pyramid(
             elif mpp is not None:
                 per_cm = MICRONS_PER_CM / (mpp * image.shape[1] / width)
                 extra |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
-            tiff.write(level, subfiletype=int(index > 0 and not aperio), **options, **extra)
+            tiff.write(level, subfiletype=int(index > 0 and not aperio), **options, **extra)  # type: ignore[arg-type]
             if aperio and index == 0:
                 scale = 512 / max(image.shape[:2])
                 thumbnail = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
