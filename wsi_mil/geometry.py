@@ -1,0 +1,138 @@
+"""Levels, microns per pixel, grids: every coordinate convention of the project, as pure functions.
+
+Frames: ``_l0`` level-0 pixels, ``_px`` pixels at the target mpp, ``_um`` microns, ``_rc`` (row, column) of
+a raster. Points are (x, y), arrays are [row, column], and only this module converts between them.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_mil.errors import SlideError
+
+FINER_TOLERANCE = 0.02
+"""A target mpp may be this much finer than level 0 (a '0.25' scanner gives 0.2527); beyond, it is refused."""
+
+LEVEL_TOLERANCE = 0.005
+"""A level counts as fine enough when it is at most this much coarser than the target (downsamples of real
+pyramids are 4.0005, not 4)."""
+
+
+@dataclass(frozen=True)
+class PatchGeometry:
+    """Where the patches of one slide lie: their size at the target mpp and in level-0 pixels.
+
+    ``patch_size_l0`` and ``stride_l0`` are exact (not rounded) level-0 pixels; coords are rounded once, from
+    multiples of ``stride_l0``.
+    """
+
+    mpp: float
+    patch_px: int
+    patch_size_l0: float
+    stride_l0: float
+    width_l0: int
+    height_l0: int
+    mpp_l0: float
+
+    @classmethod
+    def plan(
+        cls, *, width_l0: int, height_l0: int, mpp_l0: float, mpp: float, patch_px: int, overlap_px: int = 0
+    ) -> "PatchGeometry":
+        """Return the geometry of patches of ``patch_px`` pixels at ``mpp`` on a slide.
+
+        Raises:
+            SlideError: ``mpp`` is finer than the slide's own by more than ``FINER_TOLERANCE``.
+        """
+        if mpp < mpp_l0 * (1 - FINER_TOLERANCE):
+            raise SlideError(
+                f"--mpp {mpp:g} is finer than the slide's own {mpp_l0:g} um per pixel; "
+                f"enlarging adds no detail. Use --mpp {mpp_l0:g} or coarser."
+            )
+        scale = mpp / mpp_l0
+        return cls(
+            mpp=mpp,
+            patch_px=patch_px,
+            patch_size_l0=patch_px * scale,
+            stride_l0=(patch_px - overlap_px) * scale,
+            width_l0=width_l0,
+            height_l0=height_l0,
+            mpp_l0=mpp_l0,
+        )
+
+    @property
+    def grid_shape_rc(self) -> tuple[int, int]:
+        """(rows, columns) of the slide's global grid: the patches that lie wholly on the slide."""
+
+        def count(side_l0: int) -> int:
+            # Half a level-0 pixel of slack: a slide of exactly n patches has n, whatever the rounding.
+            room = side_l0 + 0.5 - self.patch_size_l0
+            return int(room // self.stride_l0) + 1 if room >= 0 else 0
+
+        return count(self.height_l0), count(self.width_l0)
+
+
+def grid_l0(geometry: PatchGeometry) -> NDArray[np.int64]:
+    """Return (N, 2) level-0 (x, y) of the top-left corner of every patch of the grid, in row-major order.
+
+    There is one grid per slide. It starts at level-0 (0, 0) and its step is ``stride_l0``; a patch that would
+    reach beyond the right or lower edge is not part of it.
+    """
+    rows, columns = geometry.grid_shape_rc
+    y = np.rint(np.arange(rows) * geometry.stride_l0).astype(np.int64)
+    x = np.rint(np.arange(columns) * geometry.stride_l0).astype(np.int64)
+    return np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
+
+
+def cells_rc(coords: NDArray[np.int64], geometry: PatchGeometry) -> NDArray[np.int64]:
+    """Return the (N, 2) (row, column) on the global grid of patches at level-0 (x, y) ``coords``."""
+    cells: NDArray[np.int64] = np.rint(coords[:, ::-1] / geometry.stride_l0).astype(np.int64)
+    return cells
+
+
+def boxes_rc(
+    coords: NDArray[np.int64], geometry: PatchGeometry, shape_rc: tuple[int, int]
+) -> NDArray[np.float64]:
+    """Return each patch's (top, left, bottom, right) in the pixels of a raster that shows the whole slide.
+
+    ``shape_rc`` is the raster's (height, width); its outer edges are the slide's, so the scale may differ by
+    a fraction between the axes. Values are exact, not rounded.
+    """
+    scale_rc = np.array(shape_rc) / (geometry.height_l0, geometry.width_l0)
+    top_left: NDArray[np.float64] = coords[:, ::-1] * scale_rc
+    bottom_right = top_left + geometry.patch_size_l0 * scale_rc
+    boxes: NDArray[np.float64] = np.concatenate([top_left, bottom_right], axis=1)
+    return boxes
+
+
+def box_means(raster: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Return the exact area-weighted mean of ``raster`` in each (top, left, bottom, right) box.
+
+    Boxes have fractional edges; parts outside the raster count as 0. One integral image serves all boxes:
+    between its grid points it is bilinear, because the raster is constant within a pixel.
+    """
+    integral = np.zeros((raster.shape[0] + 1, raster.shape[1] + 1))
+    np.cumsum(np.cumsum(raster, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+
+    def at(y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
+        y, x = np.clip(y, 0, raster.shape[0]), np.clip(x, 0, raster.shape[1])
+        y0 = np.minimum(y.astype(np.int64), raster.shape[0] - 1)
+        x0 = np.minimum(x.astype(np.int64), raster.shape[1] - 1)
+        fy, fx = y - y0, x - x0
+        upper = integral[y0, x0] * (1 - fx) + integral[y0, x0 + 1] * fx
+        lower = integral[y0 + 1, x0] * (1 - fx) + integral[y0 + 1, x0 + 1] * fx
+        return upper * (1 - fy) + lower * fy
+
+    top, left, bottom, right = boxes.T
+    sums = at(bottom, right) - at(top, right) - at(bottom, left) + at(top, left)
+    means: NDArray[np.float32] = (sums / ((bottom - top) * (right - left))).astype(np.float32)
+    return means
+
+
+def pick_level(downsamples: tuple[float, ...], downsample: float) -> int:
+    """Return the index of the coarsest level that is still fine enough for ``downsample``.
+
+    ``downsamples`` rise from 1.0; a target finer than level 0 gets level 0.
+    """
+    fine = [i for i, each in enumerate(downsamples) if each <= downsample * (1 + LEVEL_TOLERANCE)]
+    return fine[-1] if fine else 0

@@ -1,0 +1,48 @@
+"""Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
+
+from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
+from wsi_mil.store.hdf5 import (
+    Features,
+    Patches,
+    is_done,
+    read_features,
+    read_patches,
+    write_features,
+    write_patches,
+)
+from wsi_mil.store.layout import (
+    features_folder,
+    features_path,
+    heatmap_folder,
+    model_folder,
+    only_folder,
+    patches_path,
+)
+from wsi_mil.store.models import read_fold, write_fold
+from wsi_mil.store.record import read_csv, read_stage, stage_record, write_csv
+
+__all__ = [
+    "Features",
+    "Patches",
+    "atomic_file",
+    "atomic_folder",
+    "features_folder",
+    "features_path",
+    "heatmap_folder",
+    "is_done",
+    "model_folder",
+    "only_folder",
+    "patches_path",
+    "read_csv",
+    "read_features",
+    "read_fold",
+    "read_patches",
+    "read_stage",
+    "stage_record",
+    "sweep",
+    "write_csv",
+    "write_features",
+    "write_fold",
+    "write_patches",
+    "write_text",
+]

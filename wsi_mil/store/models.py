@@ -1,0 +1,54 @@
+"""The tensors of a model on disk: RUN/models/<name>/fold_K.safetensors.
+
+Comes in: plain arrays and a head of JSON. Goes out: a file that says what it is. What a model is, and which
+tensors it has, is ``models.py``'s business.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from wsi_mil.errors import FormatError
+
+FORMAT_VERSION = 1
+
+
+def write_fold(path: Path, tensors: dict[str, NDArray[np.float32]], head: dict[str, Any]) -> None:
+    """Write one fold's model: its tensors and, as JSON in the file's metadata, everything to build it again.
+
+    Call it inside ``atomic_folder``: the folder is what appears whole.
+    """
+    metadata = {
+        "format": "wsi-mil model",
+        "format_version": str(FORMAT_VERSION),
+        "head": json.dumps(head, sort_keys=True),
+    }
+    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata)
+
+
+def read_fold(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
+    """Return the tensors and the head of one fold's model.
+
+    Raises:
+        FormatError: no such file, no safetensors, or not a model of a version that this program knows.
+    """
+    if not path.exists():
+        raise FormatError(f"{path}: no such model; run `wsi-mil train` first.")
+    try:
+        with safe_open(path, "numpy") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (SafetensorError, OSError) as error:
+        raise FormatError(f"{path}: not readable as safetensors ({error}).") from error
+    found, version = metadata.get("format"), metadata.get("format_version")
+    if found != "wsi-mil model" or version != str(FORMAT_VERSION):
+        raise FormatError(
+            f"{path}: says it is {found!r} version {version}; "
+            f"wanted 'wsi-mil model' version {FORMAT_VERSION}."
+        )
+    return tensors, json.loads(metadata["head"])

@@ -1,0 +1,98 @@
+"""What a stage leaves about itself: RUN/<stage>/stage.json and RUN/<stage>/slides.csv.
+
+Comes in: a config and, slide by slide, what became of it. Goes out: two files that a person can read. Both
+are written also when the stage is interrupted or fails.
+"""
+
+import csv
+import importlib.metadata
+import io
+import json
+import platform
+import socket
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from wsi_mil import config as configs
+from wsi_mil.store.atomic import write_text
+
+_LIBRARIES = ("wsi-mil", "torch", "timm", "openslide-python", "tiffslide", "numpy", "h5py", "scikit-learn")
+
+
+@contextmanager
+def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, Any]]:
+    """Write RUN/<stage>/stage.json when the block ends, however it ends; the block may add keys.
+
+    Holds the resolved config, its digest, versions, host, times and ``status``: done, interrupted or failed.
+    """
+    started = datetime.now(UTC)
+    record = configs.record(config)
+    content: dict[str, Any] = {
+        "format": "wsi-mil stage",
+        "format_version": 1,
+        "stage": stage,
+        "config": json.loads(json.dumps(_fields(config), default=str)),
+        "config_digest": configs.digest(record),
+        "command": sys.argv,
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "versions": _versions(),
+        "started": started.isoformat(timespec="seconds"),
+    }
+    content["status"] = "failed"
+    try:
+        yield content
+        content["status"] = "done"
+    except KeyboardInterrupt:
+        content["status"] = "interrupted"
+        raise
+    finally:
+        ended = datetime.now(UTC)
+        content["ended"] = ended.isoformat(timespec="seconds")
+        content["seconds"] = round((ended - started).total_seconds(), 2)
+        write_text(run / stage / "stage.json", json.dumps(content, indent=2) + "\n")
+
+
+def read_stage(run: Path, stage: str) -> dict[str, Any] | None:
+    """Return the content of RUN/<stage>/stage.json, or None where the stage has not run."""
+    path = run / stage / "stage.json"
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:
+    """Write a CSV file atomically; the columns in their order, a missing value as an empty field."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, buffer.getvalue())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """Return the rows of a CSV file that ``write_csv`` wrote; an absent file has no rows."""
+    if not path.exists():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def _fields(config: object) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in config.__dataclass_fields__}  # type: ignore[attr-defined]
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            versions[name] = "not installed"
+    return versions
