@@ -41,7 +41,8 @@ class Slide:
 
     ``width_l0``, ``height_l0``: level-0 pixels. ``mpp_l0``: microns per level-0 pixel, and ``mpp_source``
     where it comes from. ``downsamples``: of each level against level 0, rising from 1. ``reader``: the
-    library that reads it. Reading is safe from several threads.
+    library that reads it. ``note``: what a user should know about how this file is read, or "". Reading is
+    safe from several threads.
     """
 
     def __init__(self, handle: Any, path: Path, reader: str, mpp: float | None) -> None:
@@ -58,6 +59,8 @@ class Slide:
         self.mpp_l0, self.mpp_source = _resolution(handle.properties, path, reader, mpp)
         background = handle.properties.get(f"{reader}.background-color") or "FFFFFF"
         self._background = ImageColor.getrgb(f"#{str(background).lstrip('#')}")[:3]
+        self._ycbcr = reader == "openslide" and _is_mislabelled_ycbcr(handle.properties, path)
+        self.note = "the DICOM header says RGB, its JPEG frames are YCbCr: converted" if self._ycbcr else ""
 
     def read(self, x_l0: float, y_l0: float, size_px: int, mpp: float) -> NDArray[np.uint8]:
         """Return the square of ``size_px`` pixels at ``mpp`` whose top-left corner is level-0 (x, y).
@@ -165,10 +168,13 @@ class Slide:
                 "the file is damaged or incomplete, copy it again."
             ) from error
         if region.mode == "RGBA":
-            if region.getextrema()[3] == (255, 255):
-                return np.asarray(region.convert("RGB"))
+            alpha, region = region.getchannel("A"), region.convert("RGB")
+            if self._ycbcr:
+                region = Image.frombytes("YCbCr", region.size, region.tobytes()).convert("RGB")
+            if alpha.getextrema() == (255, 255):
+                return np.asarray(region)
             canvas = Image.new("RGB", region.size, self._background)
-            canvas.paste(region, mask=region.getchannel("A"))
+            canvas.paste(region, mask=alpha)
             return np.asarray(canvas)
         if region.mode != "RGB":
             raise SlideError(f"{self.path}: pixels are {region.mode}; only 8-bit RGB slides can be read.")
@@ -224,7 +230,33 @@ def _open_handle(path: Path, reader: str) -> Any:
     with warnings.catch_warnings():
         # tiffslide warns that it reads some vendors' metadata in part; what matters of it is checked here.
         warnings.simplefilter("ignore")
-        return tiffslide.TiffSlide(str(path))
+        handle = tiffslide.TiffSlide(str(path))
+        try:
+            _ = handle.properties  # parsed on first use, with the warnings
+        except BaseException:
+            handle.close()
+            raise
+        return handle
+
+
+def _is_mislabelled_ycbcr(properties: Any, path: Path) -> bool:
+    """Tell whether a DICOM's JPEG frames are YCbCr although its header says RGB.
+
+    OpenSlide follows the header, so the colours come out wrong. Bio-Formats' converter writes such files
+    (libdicom#80). A JFIF marker settles it: the JFIF standard allows YCbCr and grey only.
+    """
+    jpeg_baseline = "1.2.840.10008.1.2.4.50"
+    if (
+        properties.get("dicom.PhotometricInterpretation") != "RGB"
+        or properties.get("dicom.TransferSyntaxUID") != jpeg_baseline
+    ):
+        return False
+    with path.open("rb") as file:
+        head = file.read(4 << 20)
+    start = head.find(b"\xff\xd8\xff")
+    return (
+        start >= 0 and head[start + 2 : start + 4] == b"\xff\xe0" and head[start + 6 : start + 10] == b"JFIF"
+    )
 
 
 def _resolution(properties: Any, path: Path, reader: str, mpp: float | None) -> tuple[float, str]:
