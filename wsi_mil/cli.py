@@ -143,6 +143,9 @@ def _summarise(result: "StageResult") -> int:
         for each in result.failed:
             table.add_row(Text(each.slide_id), Text(each.reason))
         Console(highlight=False).print(table)
+    for each in result.outcomes:
+        if each.facts.get("reason"):
+            console.print(f"note: {each.slide_id}: {each.facts['reason']}", markup=False)
     console.print(f"{result.stage}: {counts} -> {result.output}", markup=False)
     return 1 if result.failed else 0
 

@@ -19,7 +19,7 @@ from wsi_mil import config as configs
 from wsi_mil import parallel, store
 from wsi_mil.config import EmbedConfig
 from wsi_mil.encoders import Encoder, load_encoder
-from wsi_mil.errors import ConfigError
+from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.slide import Slide, open_slide
 
@@ -153,6 +153,7 @@ class _Worker:
     def __call__(self, task: _Task) -> Mapping[str, Any]:
         patches, encoder = task.patches, self.encoder
         with open_slide(patches.slide_path, patches.reader, patches.geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+            _check_same_slide(slide, patches)
             embedding = embed_slide(
                 slide,
                 patches,
@@ -182,6 +183,15 @@ class _Worker:
             "read_wait": round(embedding.read_wait, 2),
             "compute": round(embedding.compute, 2),
         }
+
+
+def _check_same_slide(slide: Slide, patches: store.Patches) -> None:
+    tiled = patches.geometry.width_l0, patches.geometry.height_l0
+    if (slide.width_l0, slide.height_l0) != tiled:
+        raise SlideError(
+            f"{slide.path}: is {slide.width_l0} x {slide.height_l0} pixels and was {tiled[0]} x {tiled[1]} "
+            "when it was tiled: the file was replaced. Tile it again with --overwrite."
+        )
 
 
 def _plan(paths: list[Any], config: EmbedConfig, encoder: Encoder) -> tuple[list[_Task], list[Outcome]]:

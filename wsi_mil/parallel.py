@@ -38,7 +38,8 @@ console = Console(stderr=True, highlight=False)
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one slide. ``facts`` are further columns of slides.csv, such as its patches."""
+    """What became of one slide. ``facts`` are further columns of slides.csv, such as its patches; a
+    ``reason`` among them is a remark on a slide that is done."""
 
     slide_id: str
     status: Literal["done", "skipped", "failed"]
@@ -50,7 +51,7 @@ class Outcome:
     def row(self) -> dict[str, object]:
         """Return the outcome as a row of slides.csv."""
         base = {"slide_id": self.slide_id, "status": self.status, "seconds": round(self.seconds, 2)}
-        return base | dict(self.facts) | {"reason": self.reason}
+        return base | {"reason": self.reason} | dict(self.facts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,53 @@
+"""Slides drawn with tissue of known place and size, and where the real ones lie."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.pyramid import write_pyramid
+
+GLASS = np.array([243, 242, 244], dtype=np.uint8)
+REAL = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture
+def real_slides() -> Path:
+    """The folder of real slides; the test is skipped, and says so, where it is not."""
+    folder = REAL / "slides"
+    if not folder.is_dir():
+        pytest.skip(f"no real slides at {folder}")
+    return folder
+
+
+def draw_slide(
+    width: int = 2048, height: int = 1536, tissue: tuple[tuple[int, int, int, int], ...] = ()
+) -> np.ndarray:
+    """Return glass with rectangles (left, top, right, bottom) of something as pink and uneven as tissue."""
+    rng = np.random.default_rng(7)
+    image = np.clip(GLASS + rng.normal(0, 1.5, (height, width, 1)), 0, 255).astype(np.uint8)
+    for left, top, right, bottom in tissue:
+        shade = rng.normal(0, 12, (bottom - top, right - left, 1))
+        image[top:bottom, left:right] = np.clip(np.array([205, 120, 170]) + shade, 0, 255)
+    return image
+
+
+@pytest.fixture
+def make_slide(tmp_path: Path) -> Callable[..., Path]:
+    """Write a drawn slide into tmp_path/slides and return its path."""
+
+    def make(
+        name: str = "a.tiff",
+        tissue: tuple[tuple[int, int, int, int], ...] = ((256, 256, 1280, 1024),),
+        mpp: float | None = 0.5,
+        width: int = 2048,
+        height: int = 1536,
+        **options: object,
+    ) -> Path:
+        path = tmp_path / "slides" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_pyramid(path, draw_slide(width, height, tissue), mpp, **options)  # type: ignore[arg-type]
+        return path
+
+    return make

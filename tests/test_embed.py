@@ -1,0 +1,182 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+
+from wsi_mil import embed, store, tile
+from wsi_mil.config import EmbedConfig, TileConfig
+from wsi_mil.encoders import load_encoder
+from wsi_mil.errors import ConfigError, SlideError, StaleOutputError
+from wsi_mil.geometry import PatchGeometry
+from wsi_mil.slide import open_slide
+
+TINY = "test_resnet"
+
+
+@pytest.fixture
+def weights(tmp_path):
+    torch.manual_seed(0)
+    path = tmp_path / "tiny.safetensors"
+    safetensors.torch.save_file(timm.create_model(TINY, num_classes=0).state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def tiled(make_slide, tmp_path):
+    """A run with three tiled slides, one of them without tissue."""
+    make_slide("a.svs")
+    make_slide("b.tiff", tissue=((0, 0, 700, 700),))
+    make_slide("blank.tiff", tissue=())
+    run = tmp_path / "run"
+    tile.run(TileConfig(slides=tmp_path / "slides", run=run, workers=1))
+    return run
+
+
+def test_features_are_the_encoder_on_what_slide_read_gives(tiled, weights):
+    embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights, batch_size=5, device="cpu"))
+    features = store.read_features(tiled / "features" / TINY / "a.h5")
+    patches = store.read_patches(tiled / "patches" / "a.h5")
+    assert (features.coords == patches.coords).all()
+    assert features.geometry == patches.geometry
+    assert features.patches_digest == patches.digest
+    encoder = load_encoder(TINY, weights)
+    with open_slide(patches.slide_path) as slide, torch.inference_mode():
+        pixels = np.stack([slide.read(x, y, 256, 0.5) for x, y in patches.coords.tolist()])
+        expected = encoder.module(encoder.transform(torch.from_numpy(pixels))).numpy()
+    assert features.features.dtype == np.float16
+    assert np.abs(features.features - expected).max() < 2e-3 * np.abs(expected).max() + 1e-3
+    assert features.identity == {
+        "encoder": TINY, "weights_digest": encoder.weights_digest, "dim": encoder.dim, "mpp": 0.5,
+        "patch_px": 256,
+    }  # fmt: skip
+
+
+def test_a_slide_without_tissue_has_features_of_no_patches(tiled, weights):
+    embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights))
+    assert store.read_features(tiled / "features" / TINY / "blank.h5").features.shape == (0, 96)
+
+
+def test_batch_size_and_threads_do_not_change_features(tiled, weights):
+    patches = store.read_patches(tiled / "patches" / "a.h5")
+    encoder = load_encoder(TINY, weights)
+    with open_slide(patches.slide_path) as slide:
+        one, other = (
+            embed.embed_slide(slide, patches, encoder, batch_size=b, workers=w).features.astype(float)
+            for b, w in ((1, 1), (7, 3))
+        )
+    assert np.abs(one - other).max() < 1e-2
+
+
+def test_run_twice_does_nothing_and_other_patches_are_refused(tiled, weights, tmp_path):
+    config = EmbedConfig(run=tiled, encoder=TINY, weights=weights)
+    assert embed.run(config).count("done") == 3
+    assert embed.run(config).count("skipped") == 3
+    tile.run(TileConfig(slides=tmp_path / "slides", run=tiled, workers=1, overlap_px=64, overwrite=True))
+    with pytest.raises(
+        StaleOutputError, match=r"a.h5: made with other settings: patches_digest was .*--overwrite"
+    ):
+        embed.run(config)
+    other = tmp_path / "other.safetensors"
+    torch.manual_seed(1)
+    safetensors.torch.save_file(timm.create_model(TINY, num_classes=0).state_dict(), other)
+    tile.run(TileConfig(slides=tmp_path / "slides", run=tiled, workers=1, overwrite=True))
+    with pytest.raises(StaleOutputError, match="weights_digest was"):
+        embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=other))
+
+
+def test_slides_that_vanished_broke_or_were_replaced_fail_alone(
+    tiled, weights, tmp_path, real_slides, make_slide
+):
+    (tmp_path / "slides" / "b.tiff").unlink()
+    make_slide("blank.tiff", tissue=(), width=1000, height=900)
+    patches = store.read_patches(tiled / "patches" / "a.h5")
+    bad = tmp_path / "slides" / "unreadable.svs"
+    shutil.copyfile(real_slides / "openslide_fixtures" / "unreadable.svs", bad)
+    plan = PatchGeometry.plan(width_l0=16, height_l0=16, mpp_l0=0.499, mpp=0.499, patch_px=16)
+    unreadable = replace(
+        patches, slide_id="unreadable", slide_path=bad, geometry=plan, coords=patches.coords[:1] * 0
+    )
+    store.write_patches(tiled / "patches" / "unreadable.h5", unreadable)
+    result = embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights))
+    reasons = {each.slide_id: each.reason for each in result.failed}
+    assert set(reasons) == {"b", "blank", "unreadable"}
+    assert "no such file" in reasons["b"]
+    assert "is 1000 x 900 pixels and was 2048 x 1536 when it was tiled" in reasons["blank"]
+    assert "level 0 cannot be read at level-0 (0, 0)" in reasons["unreadable"]
+    assert [p.name for p in (tiled / "features" / TINY).iterdir()] == ["a.h5"]
+
+
+def test_slides_that_tile_failed_on_are_named(make_slide, tmp_path, weights, capfd):
+    make_slide("a.svs")
+    make_slide("no_mpp.svs", mpp=None)
+    tile.run(TileConfig(slides=tmp_path / "slides", run=tmp_path / "run", workers=1))
+    result = embed.run(EmbedConfig(run=tmp_path / "run", encoder=TINY, weights=weights))
+    assert {o.slide_id: o.status for o in result.outcomes} == {"a": "done", "no_mpp": "skipped"}
+    assert "left out: no_mpp (no patches, tile failed" in capfd.readouterr().err.replace("\n", " ")
+
+
+def test_no_patches_and_no_such_device_are_config_errors(tmp_path, tiled, weights):
+    with pytest.raises(ConfigError, match="run `wsi-mil tile` first"):
+        embed.run(EmbedConfig(run=tmp_path / "empty"))
+    with pytest.raises(ConfigError, match="--device nonsense: not usable"):
+        embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights, device="nonsense"))
+
+
+def test_bf16_is_close_to_fp32(tiled, weights):
+    patches = store.read_patches(tiled / "patches" / "a.h5")
+    encoder = load_encoder(TINY, weights)
+    with open_slide(patches.slide_path) as slide:
+        a, b = (
+            embed.embed_slide(slide, patches, encoder, precision=p).features.astype(float)
+            for p in ("fp32", "bf16")
+        )
+    cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    assert cosine.min() > 0.99
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_killed_half_way_and_run_again_completes(make_slide, tmp_path, weights, how):
+    for i in range(5):
+        make_slide(f"s{i}.svs", tissue=((0, 0, 2048, 1536),))
+    run = tmp_path / "run"
+    tile.run(TileConfig(slides=tmp_path / "slides", run=run, workers=1))
+    command = [
+        sys.executable, "-m", "wsi_mil", "embed", "--run", str(run), "--encoder", TINY,
+        "--weights", str(weights), "--workers", "1", "--batch-size", "1",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = run / "features" / TINY
+    deadline = time.time() + 120
+    while not list(folder.glob("*.h5")) and time.time() < deadline and process.poll() is None:
+        time.sleep(0.005)
+    os.kill(process.pid, how)
+    code = process.wait()
+    done = sorted(folder.glob("*.h5"))
+    assert 1 <= len(done) < 5, "the kill came half-way"
+    assert code == (-signal.SIGKILL if how == signal.SIGKILL else 130)
+    if how == signal.SIGTERM:
+        assert sorted(folder.iterdir()) == done, "nothing partial"
+        assert store.read_stage(run, "embed")["status"] == "interrupted"  # type: ignore[index]
+    times = {path: path.stat().st_mtime_ns for path in done}
+    assert not embed.run(EmbedConfig(run=run, encoder=TINY, weights=weights, batch_size=1)).failed
+    assert sorted(p.name for p in folder.iterdir()) == [f"s{i}.h5" for i in range(5)]
+    assert {path: path.stat().st_mtime_ns for path in done} == times, "what was done is not done again"
+    assert all(len(store.read_features(path).features) == 48 for path in folder.iterdir())
+
+
+def test_embed_slide_raises_for_an_unreadable_patch(tiled, weights, tmp_path):
+    patches = store.read_patches(tiled / "patches" / "a.h5")
+    encoder = load_encoder(TINY, weights)
+    with open_slide(patches.slide_path) as slide:
+        slide._region = lambda *a: (_ for _ in ()).throw(SlideError("torn"))  # type: ignore[method-assign]
+        with pytest.raises(SlideError, match="torn"):
+            embed.embed_slide(slide, patches, encoder)

@@ -1,0 +1,81 @@
+import json
+
+import numpy as np
+import pytest
+import shapely
+
+from tests.conftest import GLASS, draw_slide
+from wsi_mil.slide import open_slide
+from wsi_mil.tissue import find_tissue, outlines_l0, to_geojson
+
+MPP = 8.0
+SIZES = {"min_area_um2": 10_000.0, "max_hole_um2": 10_000.0}
+
+
+def test_a_rectangle_is_found_to_a_pixel():
+    thumbnail = draw_slide(200, 150, ((30, 40, 130, 110),))
+    tissue = find_tissue(thumbnail, MPP, **SIZES)
+    expected = np.zeros((150, 200), bool)
+    expected[40:110, 30:130] = True
+    found = tissue.mask > 0
+    assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.98
+    assert tissue.fraction == pytest.approx(100 * 70 / 150 / 200, rel=0.04)
+
+
+def test_large_holes_stay_and_small_ones_are_filled():
+    thumbnail = draw_slide(200, 150, ((20, 20, 180, 130),))
+    thumbnail[60:100, 60:100] = GLASS  # 40 px: 102,400 um2
+    thumbnail[60:66, 140:146] = GLASS  # 6 px: 2,304 um2
+    mask = find_tissue(thumbnail, MPP, **SIZES).mask
+    assert mask[80, 80] == 0
+    assert mask[63, 143] == 255
+    (polygon,) = outlines_l0(mask, 3200, 2400).geoms
+    assert len(polygon.interiors) == 1
+
+
+def test_specks_are_dropped():
+    thumbnail = draw_slide(200, 150, ((20, 20, 120, 120), (160, 20, 166, 26)))
+    mask = find_tissue(thumbnail, MPP, **SIZES).mask
+    assert mask[23, 163] == 0
+    assert mask[60, 60] == 255
+
+
+@pytest.mark.parametrize("shade", [255, 243, 128, 0])
+def test_glass_padding_and_black_hold_no_tissue(shade):
+    rng = np.random.default_rng(0)
+    blank = np.clip(rng.normal(shade, 3, (200, 300, 3)), 0, 255).astype(np.uint8)
+    assert find_tissue(blank, MPP, **SIZES).fraction == 0
+
+
+def test_a_slide_that_is_all_tissue_is_all_tissue():
+    assert find_tissue(draw_slide(200, 150, ((0, 0, 200, 150),)), MPP, **SIZES).fraction == 1
+
+
+def test_outlines_are_valid_and_cover_the_mask():
+    rng = np.random.default_rng(1)
+    mask = np.where(rng.random((60, 80)) > 0.5, 255, 0).astype(np.uint8)  # full of one-pixel necks
+    outlines = outlines_l0(mask, 800, 600)
+    assert all(part.is_valid and part.area > 0 for part in outlines.geoms)
+    text = json.loads(to_geojson(outlines))
+    assert text["type"] == "FeatureCollection"
+    assert {f["properties"]["objectType"] for f in text["features"]} == {"annotation"}
+
+
+def test_outline_of_a_rectangle_is_in_level_0_pixels():
+    mask = np.zeros((60, 80), np.uint8)
+    mask[10:30, 20:60] = 255
+    (polygon,) = outlines_l0(mask, 800, 600).geoms
+    # Contours run through pixel centres: half a mask pixel (5 level-0 pixels) inside the true edge.
+    assert polygon.bounds == (205, 105, 595, 295)
+
+
+def test_the_same_slide_through_two_formats_has_the_same_tissue(real_slides):
+    """The DICOM's small levels are decimated and coarsely compressed; the tissue must not depend on that."""
+    masks = []
+    for name in ("CMU-1-Small-Region.svs", "cmu1_dicom/level-0-frames-0-30.dcm"):
+        with open_slide(real_slides / name) as slide:
+            masks.append(find_tissue(slide.thumbnail(MPP), MPP, **SIZES).mask > 0)
+    dice = 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum())
+    assert dice > 0.99
+    assert masks[0].mean() == pytest.approx(0.387, abs=0.01)
+    assert shapely.MultiPolygon(outlines_l0(masks[0].astype(np.uint8) * 255, 2220, 2967)).area > 0
