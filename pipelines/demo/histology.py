@@ -26,7 +26,7 @@ OPTICS_UM = 0.28  # blur of the microscope, as a Gaussian's deviation
 class Stain:
     """How one laboratory stains and one scanner sees: optical density per unit of stain, in RGB."""
 
-    hematoxylin: tuple[float, float, float] = (0.65, 0.70, 0.29)
+    hematoxylin: tuple[float, float, float] = (0.61, 0.73, 0.35)
     eosin: tuple[float, float, float] = (0.09, 0.90, 0.42)
     white: tuple[float, float, float] = (243, 242, 244)
 
@@ -91,10 +91,11 @@ class _Ground:
         depth_um = cv2.resize(layout.depth_um, (self.side, self.side), interpolation=cv2.INTER_CUBIC)
         self.flow, fibres, clefts = self._fibres()
         # the edge of the tissue is frayed along its fibres, over about 8 microns
-        self.tissue = np.clip((depth_um + 3 * fibres) / 5 + 0.5, 0, 1)
+        fray = 1.3 * fibres + 2.5 * self._noise(45) + 1.2 * self._noise(9)
+        self.tissue = np.clip((depth_um + fray) / 4 + 0.5, 0, 1)
         self.inside = depth_um > 5
         thickness = 1 + 0.06 * self._noise(150) + 0.05 * self._noise(30)
-        self.eosin = (0.5 + 0.09 * fibres) * (1 - 0.75 * clefts) * thickness
+        self.eosin = (0.5 + 0.1 * fibres + 0.02 * self._noise(3)) * (1 - 0.75 * clefts) * thickness
         self.hematoxylin = (0.07 + 0.015 * self._noise(60) + 0.015 * fibres) * (1 - 0.75 * clefts)
 
     def draw(self) -> tuple[np.ndarray, np.ndarray, list[Nuclei]]:
@@ -102,9 +103,9 @@ class _Ground:
         for shape in self.layout.aggregates:
             self._aggregate(shape)
         for shape in self.layout.nests:
-            self._sheet(shape, kinds.NEST, spacing_um=10.5, jitter=0.27)
+            self._sheet(shape, kinds.NEST, spacing_um=10.0, jitter=0.27)
         for shape in self.layout.planted:
-            self._sheet(shape, kinds.TUMOR, spacing_um=11.5, jitter=0.42)
+            self._sheet(shape, kinds.TUMOR, spacing_um=13.5, jitter=0.36)
             self._mitoses(shape)
         for shape in self.layout.glands:
             self._gland(shape)
@@ -128,15 +129,15 @@ class _Ground:
         along = x * cos + y * sin + 30 * self._noise(260)
         flow = np.arctan2(-np.gradient(across, axis=1), np.gradient(across, axis=0))
         across += 1.3 * np.sin(along / 5.5 + 2 * self._noise(40))  # the crimp of collagen
-        bundles, threads, gaps = (
+        bundles, threads, hairs, gaps = (
             cv2.remap(
                 smooth_noise(self.rng, 512, scale), along / (stretch * 2), across * 2,
                 cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT,
             )
-            for scale, stretch in ((14, 9), (5, 12), (15, 5))
+            for scale, stretch in ((14, 9), (5, 10), (2.6, 12), (15, 5))
         )  # fmt: skip
         clefts = np.clip(2.2 * (gaps + 0.5 * self._noise(90) - 1.35), 0, 1)
-        return flow, 0.75 * bundles + 0.65 * threads, clefts
+        return flow, 0.6 * bundles + 0.6 * threads + 0.55 * hairs, clefts
 
     def _cover(self, shape: np.ndarray, soft_um: float = 0.6) -> tuple[tuple[slice, slice], np.ndarray]:
         """Return the window of the map around a shape, and how much of each cell in it the shape covers (0-1)."""
@@ -147,9 +148,14 @@ class _Ground:
         cv2.fillPoly(mask, [np.round((shape / GROUND_UM - low) * 16).astype(np.int32)], 255, shift=4)
         return window, cv2.GaussianBlur(mask.astype(np.float32) / 255, (0, 0), soft_um / GROUND_UM)
 
-    def _fill(self, shape: np.ndarray, hematoxylin: float, eosin: float, soft_um: float = 0.6) -> None:
-        """Replace what is in a shape by cytoplasm, wall or lumen, with a fine grain."""
+    def _fill(
+        self, shape: np.ndarray, hematoxylin: float, eosin: float, soft_um: float = 0.6,
+        where: np.ndarray | None = None,
+    ) -> None:  # fmt: skip
+        """Replace what is in a shape (and ``where``, a map of 0-1) by cytoplasm, wall or lumen, with a fine grain."""
         window, cover = self._cover(shape, soft_um)
+        if where is not None:
+            cover *= where[window]
         grain = 1 + 0.1 * smooth_noise(self.rng, max(cover.shape), 5)[: cover.shape[0], : cover.shape[1]]
         for layer, amount in ((self.hematoxylin, hematoxylin), (self.eosin, eosin)):
             layer[window] += cover * (amount * grain - layer[window])
@@ -180,15 +186,16 @@ class _Ground:
         return points[((points > 0) & (points < self.layout.side_um)).all(axis=1)]
 
     def _aggregate(self, shape: np.ndarray) -> None:
-        self._fill(shape, 0.16, 0.22, soft_um=9)
-        points = self._grid(self.rng.uniform(7.2, 8.2), 0.3)
+        self._fill(shape, self.rng.uniform(0.15, 0.3), 0.25, soft_um=9)
+        points = self._grid(self.rng.uniform(6.6, 7.6), 0.3)
         self._add(kinds.LYMPHOCYTE, points[self._within(points, shape, fuzzy_um=9)])
 
     def _sheet(self, shape: np.ndarray, kind: kinds.Kind, *, spacing_um: float, jitter: float) -> None:
         """Fill a shape with touching cells. Benign and tumor draw cytoplasm alike: it does not tell them apart."""
-        self._fill(shape, self.rng.uniform(0.17, 0.3), self.rng.uniform(0.3, 0.46), soft_um=2)
+        strands = np.clip(9 * (abs(self._noise(self.rng.uniform(70, 110))) - 0.12), 0, 1)  # of stroma, left standing
+        self._fill(shape, self.rng.uniform(0.17, 0.3), self.rng.uniform(0.3, 0.46), soft_um=2, where=strands)
         points = self._grid(spacing_um, jitter)
-        points = points[self._within(points, shape, fuzzy_um=2)]
+        points = points[self._within(points, shape, fuzzy_um=2) & (self._look_up(strands, points) > 0.6)]
         self.membranes.append(points)
         self._add(kind, points)
 

@@ -34,18 +34,22 @@ def lay_out(rng: np.random.Generator, *, side_um: float, tissue_fraction: float,
     depth_um = _tissue_depth(rng, side_um, tissue_fraction)
     room = _Room(rng, depth_um)
     tissue_um2 = float((depth_um > 0).sum()) * MAP_UM**2
-    planted: list[np.ndarray] = []
-    if tumor:
-        planted = room.fill(_planted_radii(rng, tissue_um2), roughness=0.22, gap_um=12)
-        # a slide whose tissue is too narrow for the regions drawn gets one, as large as fits
-        planted = planted or room.fill([room.widest_um()], roughness=0.1, gap_um=0)
+    large = room.fill(_planted_radii(rng, tissue_um2), roughness=0.22, gap_um=12)
+    # a slide whose tissue is too narrow for the regions drawn gets one, as large as fits
+    large = large or room.fill([room.widest_um()], roughness=0.1, gap_um=0)
+    # What is tumor in a tumor slide is benign in a normal one: how much of a slide is dense with nuclei, or
+    # dark, says nothing about its label.
+    benign = rng.random(len(large)) < 0.6
+    nests = [shape for shape, nest in zip(large, benign, strict=True) if nest and not tumor]
+    aggregates = [shape for shape, nest in zip(large, benign, strict=True) if not nest and not tumor]
     scale = min(1.0, side_um / 1000)  # small slides, as in tests, hold small structures
     return Layout(
         side_um=side_um,
         depth_um=depth_um,
-        planted=planted,
-        aggregates=room.fill(scale * rng.uniform(50, 110, rng.integers(1, 4)), roughness=0.25, gap_um=5),
-        nests=room.fill(scale * rng.uniform(55, 115, rng.integers(1, 4)), roughness=0.3, gap_um=8),
+        planted=large if tumor else [],
+        aggregates=aggregates
+        + room.fill(scale * rng.uniform(55, 125, rng.integers(1, 4)), roughness=0.25, gap_um=5),
+        nests=nests + room.fill(scale * rng.uniform(55, 120, rng.integers(1, 4)), roughness=0.3, gap_um=8),
         vessels=room.fill(scale * rng.uniform(16, 38, rng.integers(4, 9)), roughness=0.2, gap_um=6),
         glands=room.fill(
             _gland_radii(rng, tissue_um2 * rng.uniform(0.15, 0.32)), roughness=0.22, gap_um=7
@@ -63,7 +67,10 @@ def outline(
     swell = (amplitude * np.cos(waves[:, None] * angle + rng.uniform(0, 2 * np.pi, (7, 1)))).sum(axis=0)
     reach = np.clip(1 + swell, 0.55, 1.5)
     reach *= radius_um / np.sqrt(np.mean(reach**2))
-    return centre_um + reach[:, None] * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    stretch, turn = np.exp(0.2 * abs(rng.normal())), rng.uniform(0, np.pi)
+    shape = reach[:, None] * np.stack([stretch * np.cos(angle), np.sin(angle) / stretch], axis=1)
+    cos, sin = np.cos(turn), np.sin(turn)
+    return centre_um + shape @ np.array([[cos, sin], [-sin, cos]])
 
 
 def smooth_noise(rng: np.random.Generator, side: int, scale: float) -> np.ndarray:

@@ -46,12 +46,12 @@ GLANDULAR = Kind(
     irregular=0.06,
 )  # fmt: skip
 NEST = Kind(
-    long_um=4.7, short_um=3.8, size_spread=0.1, ink=0.85, ink_spread=0.12, chromatin=0.2, rim=0.35,
-    irregular=0.07, nucleolus=0.15,
+    long_um=4.8, short_um=3.8, size_spread=0.1, ink=1.0, ink_spread=0.12, chromatin=0.2, rim=0.3,
+    irregular=0.07, nucleolus=0.2,
 )  # fmt: skip
 TUMOR = Kind(
-    long_um=6.2, short_um=4.5, size_spread=0.24, ink=1.1, ink_spread=0.22, chromatin=0.32, rim=0.4,
-    irregular=0.15, nucleolus=0.5,
+    long_um=6.4, short_um=4.6, size_spread=0.22, ink=0.98, ink_spread=0.25, chromatin=0.27, rim=0.45,
+    irregular=0.12, nucleolus=0.5,
 )  # fmt: skip
 MITOSIS = Kind(
     long_um=5.0, short_um=2.0, size_spread=0.15, ink=1.9, ink_spread=0.1, chromatin=0.2, rim=0.0,
