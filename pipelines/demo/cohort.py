@@ -12,11 +12,9 @@ import csv
 import io
 import json
 import multiprocessing
-import os
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import cv2
@@ -26,8 +24,8 @@ from pipelines.demo.histology import Stain, draw_slide, draw_stain
 from pipelines.pyramid import write_pyramid
 
 GENERATOR_VERSION = 1  # raise it when the same seed no longer draws the same pixels
-FORMATS = ((".svs", 240), (".tiff", 256))  # suffix and block of the two styles of file
-RESOLUTIONS = (0.25, 0.5)
+# Suffix, block and mpp, dealt out in turn. A cohort of two pairs has both formats and both resolutions.
+FILES = ((".svs", 240, 0.25), (".tiff", 256, 0.5), (".svs", 240, 0.5), (".tiff", 256, 0.25))
 LABELS = ("normal", "tumor")
 
 
@@ -70,14 +68,14 @@ class SlidePlan:
 
 
 def plan_cohort(*, slides: int = 24, seed: int = 0, side_um: float = 1150.0) -> list[SlidePlan]:
-    """Return the plan of every slide, by slide_id; nothing is drawn. Sides are ``side_um`` give or take 8 %."""
+    """Return the plan of every slide, by slide_id, nothing drawn. Sides vary by 8 % about ``side_um``."""
     rng = np.random.default_rng([seed, slides])
     place = rng.permutation(slides)  # which number a slide gets must not tell its label
     patients = _deal_patients(rng, slides)
     plans = []
     for pair in range((slides + 1) // 2):
-        (suffix, block), mpp = list(product(FORMATS, RESOLUTIONS))[pair % 4]
-        # whole blocks of microns, so that both resolutions have whole pixels
+        suffix, block, mpp = FILES[pair % len(FILES)]
+        # a multiple of 4 microns has whole pixels at either resolution
         side = round(side_um * rng.uniform(0.92, 1.08) / 4) * 4
         fraction, stain = rng.uniform(0.5, 0.65), draw_stain(rng)
         for index in range(2 * pair, min(2 * pair + 2, slides)):
@@ -105,7 +103,8 @@ def make_cohort(
     record = {
         "generator_version": GENERATOR_VERSION,
         "settings": {"slides": slides, "seed": seed, "side_um": side_um},
-        "files": [f"slides/{p.slide_id}{p.suffix}" for p in plans] + [f"truth/{p.slide_id}.geojson" for p in plans],
+        "files": [f"slides/{p.slide_id}{p.suffix}" for p in plans]
+        + [f"truth/{p.slide_id}.geojson" for p in plans],
     }
     if stamp.exists():
         found = json.loads(stamp.read_text())
@@ -134,7 +133,7 @@ def make_cohort(
 
 
 def _deal_patients(rng: np.random.Generator, slides: int) -> list[str]:
-    """Return each slide's patient; slides alternate in label, and about one in six patients has two of one label."""
+    """Return each slide's patient. Slides alternate in label; one patient in five has two, of one label."""
     owner = np.arange(slides)
     for label in range(2):
         own = np.flatnonzero(owner % 2 == label)
@@ -154,7 +153,7 @@ def _make_slide(plan: SlidePlan, cohort: Cohort) -> None:
     # beside slides/, not in it: a list of the folder made meanwhile must not see half a slide
     unfinished = cohort.folder / f"unfinished_{plan.slide_id}{plan.suffix}"
     write_pyramid(unfinished, image, plan.mpp, block=plan.block)
-    os.replace(unfinished, cohort.slides / f"{plan.slide_id}{plan.suffix}")
+    unfinished.replace(cohort.slides / f"{plan.slide_id}{plan.suffix}")
     _write_text(cohort.truth / f"{plan.slide_id}.geojson", json.dumps(_geojson(planted, plan.mpp)) + "\n")
 
 
@@ -176,12 +175,14 @@ def _geojson(outlines_um: Sequence[np.ndarray], mpp: float) -> dict[str, object]
 def _write_text(path: Path, text: str) -> None:
     unfinished = path.with_name(f".{path.name}.unfinished")
     unfinished.write_text(text, encoding="utf-8")
-    os.replace(unfinished, path)
+    unfinished.replace(path)
 
 
 def main() -> None:
     """Make a cohort from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.demo.cohort", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.demo.cohort", description=__doc__.split("\n")[0]
+    )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--slides", type=int, default=24, help="how many slides (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed draws the same slides")
@@ -189,7 +190,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="processes (default %(default)s)")
     options = vars(parser.parse_args())
     cohort = make_cohort(options.pop("folder"), **options)
-    print(f"{options['slides']} slides in {cohort.slides}, labels in {cohort.labels}, truth in {cohort.truth}")
+    print(
+        f"{options['slides']} slides in {cohort.slides}, labels in {cohort.labels}, truth in {cohort.truth}"
+    )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Draw a hematoxylin and eosin slide: stroma, glands, nests of epithelium, lymphocytes, vessels, planted tumor.
+"""Draw a hematoxylin and eosin slide: stroma, glands, nests, lymphocytes, vessels and planted tumor.
 
 Comes in: a random generator, a size, a resolution and a stain. Goes out: an RGB image and the outlines of the
 planted regions. It knows nothing of files, labels or cohorts.
 
-Tissue is drawn as amounts of the two stains, which light passes by Beer-Lambert's law: colour comes last, from
-stain vectors near those of Ruifrok & Johnston (2001). The ground (all but nuclei) is drawn at ``GROUND_UM`` a
-cell whatever the slide's resolution, nuclei and noise at the slide's own.
+Tissue is drawn as amounts of the two stains, which light passes by Beer-Lambert's law: colour comes last,
+from stain vectors near those of Ruifrok & Johnston (2001). The ground (all but nuclei) is drawn at
+``GROUND_UM`` a cell whatever the slide's resolution, nuclei and noise at the slide's own.
 """
 
 import math
@@ -121,7 +121,7 @@ class _Ground:
         return smooth_noise(self.rng, self.side, scale_um / GROUND_UM)
 
     def _fibres(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the direction of the collagen in radians, its texture (deviation 1) and the clefts in it (0-1)."""
+        """Return maps of the collagen: direction in radians, texture (deviation 1), clefts in it (0-1)."""
         y, x = np.mgrid[0 : self.side, 0 : self.side].astype(np.float32) * GROUND_UM
         turn = self.rng.uniform(0, math.pi)
         cos, sin = math.cos(turn), math.sin(turn)
@@ -140,7 +140,7 @@ class _Ground:
         return flow, 0.6 * bundles + 0.6 * threads + 0.55 * hairs, clefts
 
     def _cover(self, shape: np.ndarray, soft_um: float = 0.6) -> tuple[tuple[slice, slice], np.ndarray]:
-        """Return the window of the map around a shape, and how much of each cell in it the shape covers (0-1)."""
+        """Return the window of the map around a shape, and how far the shape covers each cell there (0-1)."""
         low = np.maximum(np.floor(shape.min(axis=0) / GROUND_UM - 8 * soft_um), 0).astype(int)
         high = np.minimum(np.ceil(shape.max(axis=0) / GROUND_UM + 8 * soft_um), self.side).astype(int)
         window = slice(low[1], high[1]), slice(low[0], high[0])
@@ -152,7 +152,7 @@ class _Ground:
         self, shape: np.ndarray, hematoxylin: float, eosin: float, soft_um: float = 0.6,
         where: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """Replace what is in a shape (and ``where``, a map of 0-1) by cytoplasm, wall or lumen, with a fine grain."""
+        """Replace what is in a shape (and ``where``, a map of 0-1) by cytoplasm, wall or lumen."""
         window, cover = self._cover(shape, soft_um)
         if where is not None:
             cover *= where[window]
@@ -191,8 +191,10 @@ class _Ground:
         self._add(kinds.LYMPHOCYTE, points[self._within(points, shape, fuzzy_um=9)])
 
     def _sheet(self, shape: np.ndarray, kind: kinds.Kind, *, spacing_um: float, jitter: float) -> None:
-        """Fill a shape with touching cells. Benign and tumor draw cytoplasm alike: it does not tell them apart."""
-        strands = np.clip(9 * (abs(self._noise(self.rng.uniform(70, 110))) - 0.12), 0, 1)  # of stroma, left standing
+        """Fill a shape with touching cells; benign and tumor cells have the same cytoplasm and strands."""
+        strands = np.clip(
+            9 * (abs(self._noise(self.rng.uniform(70, 110))) - 0.12), 0, 1
+        )  # of stroma, left standing
         self._fill(shape, self.rng.uniform(0.17, 0.3), self.rng.uniform(0.3, 0.46), soft_um=2, where=strands)
         points = self._grid(spacing_um, jitter)
         points = points[self._within(points, shape, fuzzy_um=2) & (self._look_up(strands, points) > 0.6)]

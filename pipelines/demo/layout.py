@@ -30,7 +30,7 @@ class Layout:
 
 
 def lay_out(rng: np.random.Generator, *, side_um: float, tissue_fraction: float, tumor: bool) -> Layout:
-    """Lay out one square slide; ``tissue_fraction`` of it is tissue, and planted regions lie in it if ``tumor``."""
+    """Lay out one square slide of which ``tissue_fraction`` is tissue, with planted regions if ``tumor``."""
     depth_um = _tissue_depth(rng, side_um, tissue_fraction)
     room = _Room(rng, depth_um)
     tissue_um2 = float((depth_um > 0).sum()) * MAP_UM**2
@@ -51,16 +51,14 @@ def lay_out(rng: np.random.Generator, *, side_um: float, tissue_fraction: float,
         + room.fill(scale * rng.uniform(55, 125, rng.integers(1, 4)), roughness=0.25, gap_um=5),
         nests=nests + room.fill(scale * rng.uniform(55, 120, rng.integers(1, 4)), roughness=0.3, gap_um=8),
         vessels=room.fill(scale * rng.uniform(16, 38, rng.integers(4, 9)), roughness=0.2, gap_um=6),
-        glands=room.fill(
-            _gland_radii(rng, tissue_um2 * rng.uniform(0.15, 0.32)), roughness=0.22, gap_um=7
-        ),
+        glands=room.fill(_gland_radii(rng, tissue_um2 * rng.uniform(0.15, 0.32)), roughness=0.22, gap_um=7),
     )
 
 
 def outline(
     rng: np.random.Generator, centre_um: np.ndarray, radius_um: float, roughness: float, points: int = 96
 ) -> np.ndarray:
-    """Return an irregular star-shaped outline, (points, 2) in microns, of the area of a disc of ``radius_um``."""
+    """Return an irregular star-shaped outline, (points, 2) in microns, with a disc's area."""
     angle = np.linspace(0, 2 * np.pi, points, endpoint=False)
     waves = np.arange(2, 9)
     amplitude = roughness * rng.normal(size=(7, 1)) / waves[:, None]
@@ -74,7 +72,7 @@ def outline(
 
 
 def smooth_noise(rng: np.random.Generator, side: int, scale: float) -> np.ndarray:
-    """Return (side, side) float32 noise of mean 0 and deviation 1 whose bumps are about ``scale`` cells wide."""
+    """Return (side, side) float32 noise of mean 0 and deviation 1, its bumps about ``scale`` cells wide."""
     step = max(1.0, scale / 4)
     small = max(8, math.ceil(side / step))
     noise = rng.standard_normal((small, small), dtype=np.float32)
@@ -113,7 +111,7 @@ def _tissue_depth(rng: np.random.Generator, side_um: float, fraction: float) -> 
 
 
 def _planted_radii(rng: np.random.Generator, tissue_um2: float) -> list[float]:
-    """Draw 1 to 3 regions that cover 10 to 18 % of the tissue, each at least 200 um across where they can be."""
+    """Draw 1 to 3 regions that cover 10 to 18 % of the tissue, over 200 um across where there is room."""
     area = tissue_um2 * rng.uniform(0.10, 0.18)
     most = max(1, int(area / (math.pi * 108**2)))
     count = int(rng.integers(1, min(3, most) + 1))

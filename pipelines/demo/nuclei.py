@@ -61,7 +61,7 @@ MITOSIS = Kind(
 
 @dataclass(frozen=True, kw_only=True)
 class Nuclei:
-    """``n`` nuclei of one kind: centres (n, 2) as (x, y) in microns, direction of the long axis in radians."""
+    """n nuclei of one kind: centres (n, 2) as (x, y) in microns, (n,) angles of the long axis in radians."""
 
     kind: Kind
     xy_um: np.ndarray
@@ -69,7 +69,7 @@ class Nuclei:
 
 
 def jittered_grid(rng: np.random.Generator, side_um: float, spacing_um: float, jitter: float) -> np.ndarray:
-    """Return (n, 2) points in microns over the whole slide: a hexagonal grid, each moved by up to ``jitter`` steps."""
+    """Return (n, 2) points in microns: a hexagonal grid, each point moved by up to ``jitter`` spacings."""
     rows = int(side_um / (spacing_um * 0.866)) + 1
     columns = int(side_um / spacing_um) + 1
     row, column = np.mgrid[0:rows, 0:columns].reshape(2, -1)
@@ -80,7 +80,7 @@ def jittered_grid(rng: np.random.Generator, side_um: float, spacing_um: float, j
 def stamp(
     rng: np.random.Generator, hematoxylin: np.ndarray, eosin: np.ndarray, nuclei: Nuclei, mpp: float
 ) -> None:
-    """Draw nuclei into the (height, width) float32 stain arrays, in place; those over the border are left out."""
+    """Draw nuclei into the (height, width) float32 stain arrays, in place, but for those over the border."""
     kind, count = nuclei.kind, len(nuclei.xy_um)
     size = np.exp(rng.normal(0, kind.size_spread, count))
     stretch = np.exp(rng.normal(0, 0.5 * kind.size_spread, count))
