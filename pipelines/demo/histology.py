@@ -105,7 +105,7 @@ class _Ground:
         for shape in self.layout.nests:
             self._sheet(shape, kinds.NEST, spacing_um=10.0, jitter=0.27)
         for shape in self.layout.planted:
-            self._sheet(shape, kinds.TUMOR, spacing_um=13.5, jitter=0.36)
+            self._sheet(shape, kinds.TUMOR, spacing_um=14.0, jitter=0.36)
             self._mitoses(shape)
         for shape in self.layout.glands:
             self._gland(shape)

@@ -50,8 +50,8 @@ NEST = Kind(
     irregular=0.07, nucleolus=0.2,
 )  # fmt: skip
 TUMOR = Kind(
-    long_um=6.4, short_um=4.6, size_spread=0.22, ink=0.98, ink_spread=0.25, chromatin=0.27, rim=0.45,
-    irregular=0.12, nucleolus=0.5,
+    long_um=7.0, short_um=5.0, size_spread=0.26, ink=1.06, ink_spread=0.25, chromatin=0.3, rim=0.45,
+    irregular=0.14, nucleolus=0.5,
 )  # fmt: skip
 MITOSIS = Kind(
     long_um=5.0, short_um=2.0, size_spread=0.15, ink=1.9, ink_spread=0.1, chromatin=0.2, rim=0.0,
