@@ -1,0 +1,62 @@
+# Each target does its own set-up: Python >= 3.11 and make are all that a machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+DEMO := pipelines/demo/pipeline.toml
+
+.PHONY: help demo demo-random-weights test test-slow test-gpu lint format clean
+
+help:
+	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
+	@echo "make demo-random-weights  the same with an untrained encoder: what the pretrained one is worth"
+	@echo "make test                 the default tests: CPU, no network"
+	@echo "make test-slow            tests that take minutes"
+	@echo "make test-gpu             tests that need a CUDA device"
+	@echo "make lint                 ruff (lint and format) and mypy --strict"
+	@echo "make format               let ruff format"
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "wsi-mil needs Python 3.11 or newer; this is " + sys.version.split()[0] + " (make PYTHON=python3.12 ...)")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/python -m pipelines.demo.cohort demo
+	$(BIN)/wsi-mil tile --config $(DEMO)
+	$(BIN)/wsi-mil embed --config $(DEMO)
+	$(BIN)/wsi-mil train --config $(DEMO)
+	$(BIN)/wsi-mil heatmap --config $(DEMO)
+	$(BIN)/wsi-mil report --config $(DEMO)
+	@$(BIN)/python -m pipelines.demo.summary demo/run demo/truth
+
+demo-random-weights: $(READY)
+	$(BIN)/python -m pipelines.demo.cohort demo
+	$(BIN)/python -m pipelines.demo.random_weights demo/random.safetensors
+	$(BIN)/wsi-mil tile --config $(DEMO) --run demo/run-random
+	$(BIN)/wsi-mil embed --config $(DEMO) --run demo/run-random --weights demo/random.safetensors
+	$(BIN)/wsi-mil train --config $(DEMO) --run demo/run-random
+	$(BIN)/wsi-mil heatmap --config $(DEMO) --run demo/run-random
+	@$(BIN)/python -m pipelines.demo.summary demo/run-random demo/truth
+
+test: $(READY)
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(READY)
+	$(BIN)/python -m pytest -m gpu
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf demo build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
