@@ -24,7 +24,7 @@ _CHUNK = 8_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class Fold:
-    """Row indices of one fold, each sorted: ``test`` is scored once, ``train`` is all that may be learnt from.
+    """Row indices of one fold, each sorted: ``test`` is scored once, ``train`` is all to learn from.
 
     ``val`` is a part of ``train`` that the labels set apart to choose the epoch; empty: it is still to be
     drawn from ``train`` (``inner_parts``).
@@ -47,7 +47,7 @@ class Interval:
 def patient_folds(
     codes_N: Indices, patients_N: Sequence[str], folds: int, *, seed: int, names: Sequence[str]
 ) -> list[Fold]:
-    """Return ``folds`` folds, stratified by label and grouped by patient (scikit-learn's StratifiedGroupKFold).
+    """Return ``folds`` folds, stratified by label and grouped by patient (StratifiedGroupKFold).
 
     Every row is tested once, all rows of a patient in the same fold; no fold is empty, and every class is in
     every training part. ``names`` are the classes, for messages.
@@ -61,7 +61,8 @@ def patient_folds(
     if total < folds or len(held[least]) < folds:
         counts = ", ".join(f"'{name}': {len(held[code])}" for code, name in enumerate(names))
         raise LabelError(
-            f"--folds {folds}: more than the patients of label '{names[least]}' (patients per label: {counts}; "
+            f"--folds {folds}: more than the patients of label '{names[least]}' (patients per label: "
+            f"{counts}; "
             f"{total} in all). Use --folds {max(2, len(held[least]))} or fewer, or --split leave-one-out."
         )
     for draw in range(_DRAWS):
@@ -81,7 +82,7 @@ def leave_one_out(codes_N: Indices, patients_N: Sequence[str], *, names: Sequenc
     Raises:
         LabelError: a class has one patient only: without that patient nothing of the class could be learnt.
     """
-    return _named_folds(codes_N, patients_N, patients_N, names, "--split leave-one-out")
+    return _named_folds(codes_N, patients_N, names, "--split leave-one-out")
 
 
 def column_folds(
@@ -107,7 +108,7 @@ def column_folds(
         )
     values = set(splits_N)
     if not values <= {"train", "val", "test"}:
-        return _named_folds(codes_N, patients_N, splits_N, names, "split column")
+        return _named_folds(codes_N, splits_N, names, "split column")
     if not {"train", "test"} <= values:
         raise LabelError(
             f"split column: holds only {', '.join(sorted(values))}; wanted 'train' and 'test' (and, if you "
@@ -154,7 +155,7 @@ def auroc(codes_N: Indices, probability_NC: Floats) -> float | None:
 
 
 def balanced_accuracy(codes_N: Indices, probability_NC: Floats) -> float | None:
-    """Return the mean over classes of the recall of the most probable class; None where a class has no row."""
+    """Return the mean over classes of the recall of the most probable class; None if one has no row."""
     if not _all_classes(codes_N, probability_NC.shape[1]):
         return None
     return float(balanced_accuracy_score(codes_N, probability_NC.argmax(axis=1)))
@@ -255,12 +256,12 @@ def _grouped(codes_N: Indices, patients_N: Sequence[str], folds: int, seed: int)
     return [np.asarray(test) for _, test in splitter.split(codes_N, codes_N, np.asarray(patients_N))]
 
 
-def _named_folds(
-    codes_N: Indices, patients_N: Sequence[str], names_N: Sequence[str], names: Sequence[str], where: str
-) -> list[Fold]:
+def _named_folds(codes_N: Indices, names_N: Sequence[str], names: Sequence[str], where: str) -> list[Fold]:
     values = sorted(set(names_N))
     if len(values) < 2:
-        raise LabelError(f"{where}: one part only ('{values[0]}'); wanted at least two, to test on the other.")
+        raise LabelError(
+            f"{where}: one part only ('{values[0]}'); wanted at least two, to test on the other."
+        )
     folds = [_fold(codes_N, np.flatnonzero([each == value for each in names_N])) for value in values]
     for value, fold in zip(values, folds, strict=True):
         _require_classes(codes_N[fold.train], names, f"{where}: the training part of fold '{value}'")
@@ -283,4 +284,6 @@ def _all_classes(codes_N: Indices, classes: int) -> bool:
 def _require_classes(codes_N: Indices, names: Sequence[str], where: str) -> None:
     absent = [name for code, name in enumerate(names) if not (codes_N == code).any()]
     if absent:
-        raise LabelError(f"{where} holds no slide of label {', '.join(repr(a) for a in absent)}; wanted each.")
+        raise LabelError(
+            f"{where} holds no slide of label {', '.join(repr(a) for a in absent)}; wanted each."
+        )

@@ -132,6 +132,7 @@ class MilModel(nn.Module):
     ) -> None:
         """Make the committee with random weights, drawn from torch's global generator."""
         super().__init__()
+        self.classes = classes
         self.register_buffer("mean_D", torch.zeros(dim))
         self.register_buffer("std_D", torch.ones(dim))
         self.members = nn.ModuleList(
@@ -224,5 +225,5 @@ def check_identity(head: Mapping[str, Any], identity: Mapping[str, Any], where: 
         if trained.get(field) != identity.get(field):
             raise FormatError(
                 f"{where}: the model was trained on features of {field} {trained.get(field)!r}, these are of "
-                f"{field} {identity.get(field)!r}. Use the model with its own features, or train one on these."
+                f"{field} {identity.get(field)!r}. Use the model's own features, or train a model on these."
             )
