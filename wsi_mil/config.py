@@ -157,7 +157,7 @@ class TrainConfig:
     """Stop a network when its validation loss has not improved for this many epochs."""
     batch_size: int = 8
     """Bags per step."""
-    max_patches: int = 4096
+    max_patches: int = 2048
     """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
     patch_dropout: float = 0.0
     """Part of each bag's patches left out in each step of training."""

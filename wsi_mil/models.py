@@ -210,7 +210,8 @@ def restore(tensors: Mapping[str, NDArray[np.float32]], head: Mapping[str, Any])
     try:
         model.load_state_dict({name: torch.from_numpy(value) for name, value in tensors.items()})
     except RuntimeError as error:
-        raise FormatError(f"the tensors do not fit the model {head['model']!r}: {error}") from error
+        reason = " ".join(str(error).split())  # torch says it over several lines
+        raise FormatError(f"the tensors do not fit the model {head['model']!r}: {reason}") from error
     return model.eval()
 
 

@@ -22,6 +22,10 @@ from wsi_mil.config import TrainConfig
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 
+SMALL_STEP = 4_000_000
+"""A step of fewer input values than this runs on one core: sharing it costs more than it saves, and on a
+machine with other work, or a container that may use few of the cores it sees, many times more."""
+
 Bags = Sequence[NDArray[Any]]
 Indices = NDArray[np.int64]
 
@@ -64,7 +68,7 @@ def fit(
     if len(vals) != head["members"]:
         raise ValueError(f"fit wants one validation part per member: {head['members']}, not {len(vals)}")
     device = torch.device(device)
-    with _seeded(seed, device):
+    with _seeded(seed, device), _threads(bags, config):
         model = models.build(head)
         model.set_standardisation(*_moments(bags))
         model.to(device)
@@ -197,3 +201,16 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=cuda):
         torch.manual_seed(seed)
         yield
+
+
+@contextmanager
+def _threads(bags: Bags, config: TrainConfig) -> Iterator[None]:
+    """Use one core inside the block where the steps are small."""
+    before = torch.get_num_threads()
+    patches = min(float(np.mean([len(bag) for bag in bags])), config.max_patches) * config.batch_size
+    if patches * bags[0].shape[1] < SMALL_STEP:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
