@@ -121,7 +121,8 @@ def box_means(raster: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[
         fy, fx = y - y0, x - x0
         upper = integral[y0, x0] * (1 - fx) + integral[y0, x0 + 1] * fx
         lower = integral[y0 + 1, x0] * (1 - fx) + integral[y0 + 1, x0 + 1] * fx
-        return upper * (1 - fy) + lower * fy
+        value: NDArray[np.float64] = upper * (1 - fy) + lower * fy
+        return value
 
     top, left, bottom, right = boxes.T
     sums = at(bottom, right) - at(top, right) - at(bottom, left) + at(top, left)

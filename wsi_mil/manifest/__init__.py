@@ -10,14 +10,19 @@ from wsi_mil.manifest.labels import (
     read_labels,
     some,
 )
+from wsi_mil.manifest.slides import Found, SlideEntry, find_slides, read_manifest
 
 __all__ = [
+    "Found",
     "Labels",
     "Match",
+    "SlideEntry",
     "check_patients",
     "check_splits",
     "classes_of",
+    "find_slides",
     "match",
     "read_labels",
+    "read_manifest",
     "some",
 ]

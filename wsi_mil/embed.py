@@ -1,0 +1,246 @@
+"""The embed stage: every patch becomes a feature vector.
+
+Comes in: RUN/patches and the slides they point to. Goes out: RUN/features/<encoder>/<slide_id>.h5, float16,
+with the coords and geometry repeated: enough for training and heatmaps. It knows neither labels nor models.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_mil import config as configs
+from wsi_mil import parallel, store
+from wsi_mil.config import EmbedConfig
+from wsi_mil.encoders import Encoder, load_encoder
+from wsi_mil.errors import ConfigError
+from wsi_mil.parallel import Outcome, StageResult, console
+from wsi_mil.slide import Slide, open_slide
+
+_AHEAD = 3
+"""Batches that are read while one is computed."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What ``embed_slide`` returns: (N, D) float16 features, and seconds spent waiting and computing."""
+
+    features: NDArray[np.float16]
+    read_wait: float
+    compute: float
+
+
+def run(config: EmbedConfig) -> StageResult:
+    """Embed the patches of every slide of a run; one bad slide does not end it.
+
+    Raises:
+        ConfigError: RUN/patches is empty, or the device or the encoder is not to be had.
+        FormatError: the weights file does not fit.
+        StaleOutputError: features of other settings, weights or patches are there, and ``overwrite`` is off.
+    """
+    paths = sorted((config.run / "patches").glob("*.h5"))
+    if not paths:
+        raise ConfigError(
+            f"--run {config.run}: no patches in {config.run / 'patches'}; run `wsi-mil tile` first."
+        )
+    device = pick_device(config.device)
+    encoder = load_encoder(config.encoder, config.weights).to(device)
+    precision = _precision(config.precision, device)
+    store.sweep(store.features_folder(config.run, encoder.name))
+    with store.stage_record(config.run, "embed", config) as record:
+        record |= {"device": str(device), "precision": precision, "weights_digest": encoder.weights_digest}
+        # Read all patches first: what is stale or unreadable is known before an hour of work, not after it.
+        tasks, outcomes = _plan(paths, config, encoder)
+        total = sum(len(task.patches.coords) for task in tasks)
+        _announce(encoder, tasks, total, device, precision)
+        with parallel.progress("embed", total, "patches") as report:
+            for task in tasks:
+                worker = _Worker(config, encoder, device, precision, report)
+                outcome = parallel.attempt(task.patches.slide_id, worker, task)
+                report(outcome)
+                outcomes.append(outcome)
+        outcomes.sort(key=lambda each: each.slide_id)
+        columns = ("slide_id", "status", "seconds", "patches", "read_wait", "compute", "reason")
+        store.write_csv(config.run / "embed" / "slides.csv", columns, (each.row() for each in outcomes))
+    return StageResult(
+        stage="embed", output=store.features_folder(config.run, encoder.name), outcomes=outcomes
+    )
+
+
+def embed_slide(
+    slide: Slide,
+    patches: store.Patches,
+    encoder: Encoder,
+    *,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 0,
+    advance: Callable[[int], None] | None = None,
+) -> Embedding:
+    """Return the features of a slide's patches, in the order of ``patches.coords``.
+
+    Threads read ahead while the encoder computes. ``advance`` is called with the patches of each batch.
+
+    Raises:
+        SlideError: a patch cannot be read; no patch is left out or replaced.
+    """
+    device = device or next(encoder.module.parameters()).device
+    features = np.empty((len(patches.coords), encoder.dim), dtype=np.float16)
+    wait = compute = 0.0
+    start = time.perf_counter()
+    done = 0
+    for batch in _read_batches(slide, patches, batch_size, workers or parallel.cpu_count()):
+        wait, start = wait + time.perf_counter() - start, time.perf_counter()
+        features[done : done + len(batch)] = encode(encoder, batch, device, precision)
+        done += len(batch)
+        compute, start = compute + time.perf_counter() - start, time.perf_counter()
+        if advance:
+            advance(len(batch))
+    return Embedding(features, wait, compute)
+
+
+@torch.inference_mode()
+def encode(
+    encoder: Encoder, patches: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
+) -> NDArray[np.float16]:
+    """Return (N, D) features of (N, height, width, 3) uint8 patches."""
+    x = torch.from_numpy(patches).to(device, non_blocking=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        features_ND = encoder.module(encoder.transform(x))
+    return features_ND.to(torch.float16).cpu().numpy()  # type: ignore[no-any-return]
+
+
+def pick_device(name: str) -> torch.device:
+    """Return the torch device for a flag; "auto" is CUDA, else Apple's MPS, else the CPU.
+
+    Raises:
+        ConfigError: no such device, or it is not on this machine.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"--device {name}: not usable on this machine ({reason}).") from error
+    return device
+
+
+@dataclass(frozen=True)
+class _Task:
+    patches: store.Patches
+    record: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """Embed one slide and write its features: what ``parallel.attempt`` calls."""
+
+    config: EmbedConfig
+    encoder: Encoder
+    device: torch.device
+    precision: str
+    report: Callable[..., None]
+
+    def __call__(self, task: _Task) -> Mapping[str, Any]:
+        patches, encoder = task.patches, self.encoder
+        with open_slide(patches.slide_path, patches.reader, patches.geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+            embedding = embed_slide(
+                slide,
+                patches,
+                encoder,
+                device=self.device,
+                precision=self.precision,
+                batch_size=self.config.batch_size,
+                workers=self.config.workers,
+                advance=self.report,
+            )
+        features = store.Features(
+            slide_id=patches.slide_id,
+            slide_path=patches.slide_path,
+            reader=patches.reader,
+            geometry=patches.geometry,
+            coords=patches.coords,
+            features=embedding.features,
+            encoder=encoder.name,
+            weights_digest=encoder.weights_digest,
+            patches_digest=patches.digest,
+            record=task.record,
+            notes={"precision": self.precision, "encoder_patch_px": encoder.patch_px},
+        )
+        store.write_features(store.features_path(self.config.run, encoder.name, patches.slide_id), features)
+        return {
+            "patches": len(patches.coords),
+            "read_wait": round(embedding.read_wait, 2),
+            "compute": round(embedding.compute, 2),
+        }
+
+
+def _plan(paths: list[Any], config: EmbedConfig, encoder: Encoder) -> tuple[list[_Task], list[Outcome]]:
+    """Return the slides to embed, and the outcomes of those that need nothing or cannot be."""
+    tasks, outcomes = [], []
+    for path in paths:
+        patches = store.read_patches(path)
+        record = configs.record(
+            config, weights_digest=encoder.weights_digest, patches_digest=patches.digest, tile=patches.record
+        )
+        output = store.features_path(config.run, encoder.name, patches.slide_id)
+        if store.is_done(output, record, "features", config.overwrite):
+            outcomes.append(Outcome(slide_id=patches.slide_id, status="skipped"))
+        else:
+            tasks.append(_Task(patches, record))
+    present = {path.stem for path in paths}
+    for row in store.read_csv(config.run / "tile" / "slides.csv"):
+        if row["status"] == "failed" and row["slide_id"] not in present:
+            reason = f"no patches, tile failed: {row['reason']}"
+            outcomes.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
+            console.print(f"left out: {row['slide_id']} ({reason})", markup=False)
+    return tasks, outcomes
+
+
+def _announce(encoder: Encoder, tasks: list[_Task], total: int, device: torch.device, precision: str) -> None:
+    if not tasks:
+        return
+    size = tasks[0].patches.geometry.patch_px
+    resized = "" if size == encoder.patch_px else f", resized from {size} to {encoder.patch_px} px"
+    console.print(
+        f"embed: {total} patches of {len(tasks)} slides with {encoder.name} "
+        f"({encoder.dim} features, weights {encoder.weights_digest}) on {device} in {precision}{resized}",
+        markup=False,
+    )
+
+
+def _precision(name: str, device: torch.device) -> str:
+    return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
+
+
+def _read_batches(
+    slide: Slide, patches: store.Patches, batch_size: int, workers: int
+) -> Iterator[NDArray[np.uint8]]:
+    """Yield batches of patches (n, patch_px, patch_px, 3) in the order of coords, read ahead by threads."""
+    geometry = patches.geometry
+    size = geometry.patch_px
+
+    def read(x_l0: int, y_l0: int) -> NDArray[np.uint8]:
+        return slide.read(x_l0, y_l0, size, geometry.mpp)
+
+    starts = deque(range(0, len(patches.coords), batch_size))
+    queue: deque[list[Future[NDArray[np.uint8]]]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+        try:
+            while starts or queue:
+                while starts and len(queue) < _AHEAD:
+                    start = starts.popleft()
+                    rows = patches.coords[start : start + batch_size].tolist()
+                    queue.append([pool.submit(read, x, y) for x, y in rows])
+                yield np.stack([future.result() for future in queue.popleft()])
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)

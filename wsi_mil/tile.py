@@ -1,0 +1,188 @@
+"""The tile stage: where on each slide the tissue patches lie.
+
+Comes in: slides. Goes out: RUN/patches/<slide_id>.h5 with the coords, a preview JPG and the tissue's outline
+as GeoJSON. No pixels of patches are stored, and nothing here knows what an encoder is.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from wsi_mil import config as configs
+from wsi_mil import geometry, manifest, parallel, store, tissue
+from wsi_mil.config import TileConfig
+from wsi_mil.errors import ConfigError
+from wsi_mil.geometry import PatchGeometry
+from wsi_mil.manifest import SlideEntry
+from wsi_mil.parallel import StageResult, console
+from wsi_mil.slide import SUFFIXES, Slide, detect, dicom_series, open_slide
+
+PREVIEW_PX = 1400
+_OUTLINE_RGB, _PATCH_RGB = (0, 110, 60), (20, 60, 200)
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """What ``tile_slide`` finds: the patches kept, the tissue, and the thumbnail both were found on."""
+
+    patches: store.Patches
+    tissue: tissue.Tissue
+    thumbnail: NDArray[np.uint8]
+
+
+def run(config: TileConfig) -> StageResult:
+    """Tile every slide and write RUN/patches; one bad slide does not end the run.
+
+    Raises:
+        ConfigError, LabelError: no slides, ids used twice, or a manifest that is wrong.
+        StaleOutputError: RUN/patches holds outputs of other settings, and ``overwrite`` is off.
+    """
+    entries = _entries(config)
+    folder = config.run / "patches"
+    store.sweep(folder)
+    with store.stage_record(config.run, "tile", config) as record:
+        _refuse_stale(entries, config)
+        tasks = {entry.slide_id: (entry, config) for entry in entries}
+        try:
+            outcomes = parallel.map_slides(_tile_one, tasks, title="tile", workers=config.workers)
+        finally:
+            store.sweep(folder)
+        record["slides"] = len(outcomes)
+        record["patches"] = sum(int(each.facts.get("patches", 0)) for each in outcomes)
+        columns = (
+            "slide_id",
+            "status",
+            "seconds",
+            "patches",
+            "tissue_fraction",
+            "mpp_l0",
+            "mpp_source",
+            "reason",
+        )
+        store.write_csv(config.run / "tile" / "slides.csv", columns, (each.row() for each in outcomes))
+    return StageResult(stage="tile", output=folder, outcomes=outcomes)
+
+
+def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) -> Tiling:
+    """Return the tissue patches of one open slide, in row-major order of one global grid.
+
+    A patch is kept when at least ``config.min_tissue`` of its area is tissue; a grid step that would leave
+    the slide on the right or below is not part of the grid.
+
+    Raises:
+        SlideError: the slide cannot be read, or is coarser than ``config.mpp``.
+    """
+    plan = PatchGeometry.plan(
+        width_l0=slide.width_l0,
+        height_l0=slide.height_l0,
+        mpp_l0=slide.mpp_l0,
+        mpp=config.mpp,
+        patch_px=config.patch_px,
+        overlap_px=config.overlap_px,
+    )
+    thumbnail = slide.thumbnail(config.tissue_mpp)
+    found = tissue.find_tissue(
+        thumbnail, config.tissue_mpp, min_area_um2=config.min_area_um2, max_hole_um2=config.max_hole_um2
+    )
+    coords = geometry.grid_l0(plan)
+    boxes = geometry.boxes_rc(coords, plan, found.mask.shape)
+    fraction = geometry.box_means(found.mask, boxes) / 255
+    keep = fraction >= config.min_tissue
+    patches = store.Patches(
+        slide_id=slide_id or slide.path.stem,
+        slide_path=slide.path.absolute(),
+        reader=slide.reader,
+        mpp_source=slide.mpp_source,
+        geometry=plan,
+        coords=coords[keep],
+        tissue_fraction=fraction[keep].astype(np.float32),
+        record=configs.record(config),
+    )
+    return Tiling(patches, found, thumbnail)
+
+
+def draw_preview(picture: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8]:
+    """Return a copy of a picture of the whole slide with the tissue outlined and the patches framed."""
+    height, width = picture.shape[:2]
+    canvas = picture.copy()
+    plan = tiling.patches.geometry
+    boxes = geometry.boxes_rc(tiling.patches.coords, plan, (height, width))
+    shade = canvas.copy()
+    for top, left, bottom, right in np.rint(boxes).astype(int).tolist():
+        cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), _PATCH_RGB, thickness=1)
+    canvas = np.asarray(cv2.addWeighted(shade, 0.6, canvas, 0.4, 0), dtype=np.uint8)
+    outlines = tissue.outlines_l0(tiling.tissue.mask, width, height)
+    for polygon in outlines.geoms:
+        for ring in (polygon.exterior, *polygon.interiors):
+            points = np.rint(shapely.get_coordinates(ring)).astype(np.int32)
+            cv2.polylines(canvas, [points], isClosed=True, color=_OUTLINE_RGB, thickness=2)
+    return canvas
+
+
+def _entries(config: TileConfig) -> list[SlideEntry]:
+    if config.slides.suffix.lower() == ".csv":
+        if not config.slides.is_file():
+            raise ConfigError(f"--slides {config.slides}: no such manifest.")
+        return manifest.read_manifest(config.slides)
+    found = manifest.find_slides(
+        config.slides, pattern=config.pattern, suffixes=SUFFIXES, detect=detect, dicom_series=dicom_series
+    )
+    if found.others:
+        names = ", ".join(path.name for path in found.others[:5]) + (", ..." if len(found.others) > 5 else "")
+        console.print(f"{len(found.others)} files in {config.slides} are not slides: {names}", markup=False)
+    return found.entries
+
+
+def _for_slide(entry: SlideEntry, config: TileConfig) -> TileConfig:
+    """Return the config as it holds for one slide: the manifest's mpp wins over --slide-mpp."""
+    return config if entry.mpp is None else dataclasses.replace(config, slide_mpp=entry.mpp)
+
+
+def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
+    """Raise before any work when an output of other settings is in the way, and name what else is there."""
+    for entry in entries:
+        path = store.patches_path(config.run, entry.slide_id)
+        store.is_done(path, configs.record(_for_slide(entry, config)), "patches", config.overwrite)
+    known = {entry.slide_id for entry in entries}
+    others = [p.stem for p in sorted((config.run / "patches").glob("*.h5")) if p.stem not in known]
+    if others:
+        console.print(
+            f"{config.run / 'patches'} also holds {len(others)} slides that are not in --slides; they stay "
+            f"part of the run: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
+            markup=False,
+        )
+
+
+def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
+    entry, config = task
+    config = _for_slide(entry, config)
+    path = store.patches_path(config.run, entry.slide_id)
+    if store.is_done(path, configs.record(config), "patches", config.overwrite):
+        return None
+    cv2.setNumThreads(1)  # slides are what runs side by side
+    with open_slide(entry.path, config.reader, config.slide_mpp) as slide:
+        tiling = tile_slide(slide, config, entry.slide_id)
+        picture = slide.thumbnail(max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / PREVIEW_PX)
+        note = slide.note
+    preview = cv2.cvtColor(draw_preview(picture, tiling), cv2.COLOR_RGB2BGR)
+    with store.atomic_file(path.with_suffix(".jpg")) as temporary:
+        temporary.write_bytes(cv2.imencode(".jpg", preview, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
+    plan = tiling.patches.geometry
+    outlines = tissue.outlines_l0(tiling.tissue.mask, plan.width_l0, plan.height_l0)
+    store.write_text(path.with_suffix(".geojson"), tissue.to_geojson(outlines))
+    store.write_patches(path, tiling.patches)  # last: its presence says that the slide is done
+    if not len(tiling.patches.coords):
+        note = "; ".join(filter(None, [note, "no tissue found: 0 patches (see the preview)"]))
+    return {
+        "patches": len(tiling.patches.coords),
+        "tissue_fraction": round(tiling.tissue.fraction, 4),
+        "mpp_l0": round(plan.mpp_l0, 6),
+        "mpp_source": tiling.patches.mpp_source,
+        "reason": note,
+    }
