@@ -141,21 +141,29 @@ class TrainConfig:
     to slides (a patient only keeps its slides in one fold)."""
     positive: str | None = None
     """The label counted as positive when there are two; default: the last in sorted order."""
-    hidden_dim: int = 256
+    hidden_dim: int = 64
     """Width of the layer that each feature vector passes before pooling."""
-    attention_dim: int = 128
+    attention_dim: int = 64
     """Width of the attention network (V and U in the paper)."""
     dropout: float = 0.25
     """Dropout after the hidden layer while training."""
-    epochs: int = 50
-    """Most epochs of a fold."""
-    patience: int = 12
-    """Stop a fold when the inner validation loss has not improved for this many epochs."""
+    members: int = 5
+    """Networks per fold, each with another inner validation part; their predictions are averaged."""
     val_fraction: float = 0.2
-    """Part of the training patients kept aside to choose the epoch; never a test patient."""
-    learning_rate: float = 3e-4
+    """Part of the training patients kept aside to choose a network's epoch; never a test patient."""
+    epochs: int = 30
+    """Most epochs of a network; the learning rate rises for a tenth of them, then falls to 0 (cosine)."""
+    patience: int = 10
+    """Stop a network when its validation loss has not improved for this many epochs."""
+    batch_size: int = 8
+    """Bags per step."""
+    max_patches: int = 2048
+    """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
+    patch_dropout: float = 0.0
+    """Part of each bag's patches left out in each step of training."""
+    learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
-    weight_decay: float = 1e-3
+    weight_decay: float = 1e-2
     """Weight decay of AdamW."""
     bootstrap: int = 2000
     """Bootstrap samples (of patients) behind each 95 % interval."""
@@ -171,9 +179,14 @@ class TrainConfig:
         _require(
             self.folds >= 2, f"--folds {self.folds}: at least 2 are needed to test on held-out patients."
         )
-        _require(0 <= self.dropout < 1, f"--dropout {self.dropout}: must be at least 0 and below 1.")
-        _require(0 < self.val_fraction < 0.5, f"--val-fraction {self.val_fraction}: above 0 and below 0.5.")
-        for name in ("hidden_dim", "attention_dim", "epochs", "patience"):
+        for name in ("dropout", "patch_dropout"):
+            value = getattr(self, name)
+            flag = f"--{name.replace('_', '-')}"
+            _require(0 <= value < 1, f"{flag} {value}: must be at least 0 and below 1.")
+        _require(0 < self.val_fraction <= 0.5, f"--val-fraction {self.val_fraction}: above 0, at most 0.5.")
+        for name in (
+            "hidden_dim", "attention_dim", "members", "epochs", "patience", "batch_size", "max_patches",
+        ):  # fmt: skip
             value = getattr(self, name)
             _require(value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1.")
         _require(self.learning_rate > 0, f"--learning-rate {self.learning_rate}: must be positive.")

@@ -1,5 +1,28 @@
 """Tables that people write, slides.csv and labels.csv: checked, and all that is wrong said at once."""
 
+from wsi_mil.manifest.labels import (
+    Labels,
+    Match,
+    check_patients,
+    check_splits,
+    classes_of,
+    match,
+    read_labels,
+    some,
+)
 from wsi_mil.manifest.slides import Found, SlideEntry, find_slides, read_manifest
 
-__all__ = ["Found", "SlideEntry", "find_slides", "read_manifest"]
+__all__ = [
+    "Found",
+    "Labels",
+    "Match",
+    "SlideEntry",
+    "check_patients",
+    "check_splits",
+    "classes_of",
+    "find_slides",
+    "match",
+    "read_labels",
+    "read_manifest",
+    "some",
+]
