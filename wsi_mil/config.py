@@ -205,7 +205,7 @@ class HeatmapConfig:
     name: str | None = _neutral(None)
     """Name of the model; may be left out where the run holds one."""
     slides: tuple[str, ...] = _neutral(())
-    """Slide ids to draw; default: every slide that the model was cross-validated on."""
+    """Slide ids to draw; default: every slide of the run that has features of the model's encoder."""
     normalize: Literal["minmax", "percentile"] = "minmax"
     """Scale of the colours: minmax is (a - min a) / (max a - min a), as in Ilse et al.; percentile is the
     rank of a patch within its slide. The stored values are always the raw ones."""

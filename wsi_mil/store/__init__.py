@@ -10,6 +10,7 @@ from wsi_mil.store.hdf5 import (
     write_features,
     write_patches,
 )
+from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write_heatmap
 from wsi_mil.store.layout import (
     features_folder,
     features_path,
@@ -19,16 +20,18 @@ from wsi_mil.store.layout import (
     patches_path,
 )
 from wsi_mil.store.models import read_fold, write_fold
-from wsi_mil.store.record import read_csv, read_stage, stage_record, write_csv
+from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 
 __all__ = [
     "Features",
+    "Heatmap",
     "Patches",
     "atomic_file",
     "atomic_folder",
     "features_folder",
     "features_path",
     "heatmap_folder",
+    "heatmap_is_done",
     "is_done",
     "model_folder",
     "only_folder",
@@ -36,13 +39,16 @@ __all__ = [
     "read_csv",
     "read_features",
     "read_fold",
+    "read_heatmap",
     "read_patches",
     "read_stage",
+    "same_record",
     "stage_record",
     "sweep",
     "write_csv",
     "write_features",
     "write_fold",
+    "write_heatmap",
     "write_patches",
     "write_text",
 ]

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil.errors import FormatError, StaleOutputError
+from wsi_mil.errors import FormatError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.store.atomic import atomic_file
+from wsi_mil.store.record import same_record
 
 FORMAT_VERSION = 1
 _CHUNK_ROWS = 512
@@ -180,13 +181,7 @@ def is_done(path: Path, record: dict[str, Any], what: str, overwrite: bool = Fal
         if overwrite:
             return False
         raise
-    difference = configs.first_difference(found, record)
-    if difference is None or overwrite:
-        return difference is None
-    raise StaleOutputError(
-        f"{path}: made with other settings: {difference}. "
-        "Use another --run, restore the setting, or make it again with --overwrite."
-    )
+    return same_record(found, record, path, overwrite)
 
 
 def _write_head(file: Any, kind: str, item: Patches | Features, record: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_mil import config as configs
+from wsi_mil.errors import StaleOutputError
 from wsi_mil.store.atomic import write_text
 
 _LIBRARIES = ("wsi-mil", "torch", "timm", "openslide-python", "tiffslide", "numpy", "h5py", "scikit-learn")
@@ -65,6 +66,25 @@ def read_stage(run: Path, stage: str) -> dict[str, Any] | None:
         return None
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
+
+
+def same_record(
+    found: Mapping[str, Any], record: Mapping[str, Any], where: Path, overwrite: bool = False
+) -> bool:
+    """Tell whether an output that says it was made with ``found`` is what ``record`` would make.
+
+    With ``overwrite`` an output of other settings counts as absent.
+
+    Raises:
+        StaleOutputError: it is of other settings or inputs; the message names the first that differs.
+    """
+    difference = configs.first_difference(found, record)
+    if difference is None or overwrite:
+        return difference is None
+    raise StaleOutputError(
+        f"{where}: made with other settings: {difference}. "
+        "Restore the setting, use another --run (or --name), or make it again with --overwrite."
+    )
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> None:

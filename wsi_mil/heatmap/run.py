@@ -1,0 +1,216 @@
+"""Walk a run's slides and write RUN/heatmaps/<name>/<slide_id>/ for each.
+
+Comes in: stored features and a trained model. Goes out: heatmap.zarr with raw values, overlay.jpg,
+heatmap.geojson and top_patches.jpg. The slide itself is read for the pictures only.
+"""
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_mil import config as configs
+from wsi_mil import models, parallel, store
+from wsi_mil.config import HeatmapConfig
+from wsi_mil.errors import ConfigError, FormatError, SlideError
+from wsi_mil.heatmap import render
+from wsi_mil.heatmap.scores import SlideScore, scale, score_slide
+from wsi_mil.models import MilModel
+from wsi_mil.parallel import StageResult, console
+from wsi_mil.slide import open_slide
+
+_GREY = 200  # the picture of a slide that is not there any more
+_TOP_PATCH_PX = 224
+
+
+@dataclass(frozen=True)
+class _Task:
+    slide_id: str
+    config: HeatmapConfig
+    name: str
+    encoder: str
+    prediction: dict[str, str] | None
+    model_digest: str
+
+
+def run(config: HeatmapConfig) -> StageResult:
+    """Draw every slide of the run that has the model's features; one bad slide does not end the run.
+
+    A slide of the cross-validation is drawn by the model of the fold that never saw it; any other slide by
+    the mean of all folds' models, and the title says which.
+
+    Raises:
+        ConfigError: no model, or ``slides`` names a slide without features.
+        FormatError: the model's files are damaged.
+    """
+    name = config.name or store.only_folder(config.run / "models", "--name", "train")
+    folder = store.model_folder(config.run, name)
+    _, head = store.read_fold(folder / "fold_0.safetensors")
+    predictions = {row["slide_id"]: row for row in store.read_csv(folder / "predictions.csv")}
+    encoder = str(head["identity"]["encoder"])
+    slide_ids = _slide_ids(config, encoder, predictions)
+    output = store.heatmap_folder(config.run, name, "x").parent
+    store.sweep(output)
+    digest = _model_digest(folder)
+    tasks = {
+        slide_id: _Task(slide_id, config, name, encoder, predictions.get(slide_id), digest)
+        for slide_id in slide_ids
+    }
+    with store.stage_record(config.run, "heatmap", config) as record:
+        record["model"] = name
+        try:
+            outcomes = parallel.map_slides(_draw, tasks, title="heatmap", workers=config.workers)
+        finally:
+            store.sweep(output)
+        columns = ("slide_id", "status", "seconds", "patches", "drawn_by", "reason")
+        store.write_csv(config.run / "heatmap" / "slides.csv", columns, (each.row() for each in outcomes))
+    return StageResult(stage="heatmap", output=output, outcomes=outcomes)
+
+
+def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, Any]) -> list[str]:
+    present = [path.stem for path in sorted(store.features_folder(config.run, encoder).glob("*.h5"))]
+    unknown = [slide_id for slide_id in config.slides if slide_id not in present]
+    if unknown:
+        raise ConfigError(
+            f"--slides {' '.join(unknown)}: no features of {encoder} in {config.run}; there are "
+            f"{', '.join(present[:8]) or 'none'}{', ...' if len(present) > 8 else ''}."
+        )
+    chosen = list(config.slides) or present
+    others = [slide_id for slide_id in chosen if slide_id not in predictions]
+    if others:
+        console.print(
+            f"{len(others)} slides were not in the cross-validation and are drawn by the mean of all folds: "
+            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
+            markup=False,
+        )
+    return chosen
+
+
+def _model_digest(folder: Path) -> str:
+    """Return a digest of what made the model: its settings, features and labels."""
+    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    return configs.digest({key: scores[key] for key in ("config_digest", "features_digest", "labels_digest")})
+
+
+@functools.lru_cache(maxsize=32)
+def _read_model(path: Path, _modified_ns: int) -> tuple[MilModel, dict[str, Any]]:
+    tensors, head = store.read_fold(path)
+    return models.restore(tensors, head), head
+
+
+def _models(task: _Task) -> tuple[list[MilModel], dict[str, Any], str]:
+    """Return the models that draw a slide, their head, and words for which they are."""
+    folder = store.model_folder(task.config.run, task.name)
+    if task.prediction is not None:
+        paths = [folder / f"fold_{task.prediction['fold']}.safetensors"]
+        words = f"fold {task.prediction['fold']}, which never saw this slide"
+    else:
+        paths = sorted(folder.glob("fold_*.safetensors"))
+        words = f"mean of {len(paths)} folds"
+    read = [_read_model(path, path.stat().st_mtime_ns) for path in paths]
+    return [model for model, _ in read], read[0][1], words
+
+
+def _draw(task: _Task) -> Mapping[str, Any] | None:
+    config = task.config
+    features = store.read_features(store.features_path(config.run, task.encoder, task.slide_id))
+    record = configs.record(
+        config,
+        model=task.name,
+        model_digest=task.model_digest,
+        patches_digest=features.patches_digest,
+        weights_digest=features.weights_digest,
+    )
+    output = store.heatmap_folder(config.run, task.name, task.slide_id)
+    if store.heatmap_is_done(output, record, config.overwrite):
+        return None
+    chosen, head, words = _models(task)
+    models.check_identity(head, features.identity, task.slide_id)
+    if not len(features.coords):
+        raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
+    score = score_slide(features.features, chosen)
+    probabilities = dict(zip(head["classes"], np.round(score.probabilities, 6).tolist(), strict=True))
+    facts = {"model": task.name, "kind": head["model"], "drawn_by": words, "probabilities": probabilities}
+    heatmap = store.Heatmap(
+        slide_id=task.slide_id,
+        geometry=features.geometry,
+        coords=features.coords,
+        attention=score.attention,
+        facts=facts | {"label": task.prediction and task.prediction["label"]},
+        record=record,
+    )
+    note = _write(output, task, features, score, heatmap)
+    return {"patches": len(features.coords), "drawn_by": words, "reason": note}
+
+
+def _write(
+    output: Path, task: _Task, features: store.Features, score: SlideScore, heatmap: store.Heatmap
+) -> str:
+    """Write the slide's folder, whole; return a remark where the slide could not be shown."""
+    config, geometry = task.config, features.geometry
+    scaled = scale(score.attention, config.normalize)
+    um_per_pixel = max(geometry.width_l0, geometry.height_l0) * geometry.mpp_l0 / config.overlay_px
+    picture, top, note = _read_pictures(features, score, config, um_per_pixel)
+    raster = render.spread(scaled, features.coords, geometry, (picture.shape[0], picture.shape[1]))
+    overlay = render.blend(picture, raster, config.opacity)
+    title = _title(task, heatmap.facts, note)
+    legend = {
+        "minmax": "attention, min-max within the slide",
+        "percentile": "attention, percentile within the slide",
+    }
+    percentile = scale(score.attention, "percentile")
+    columns = {"attention": score.attention, "attention percentile": percentile}
+    with store.atomic_folder(output) as folder:
+        store.write_heatmap(folder / "heatmap.zarr", heatmap)
+        jpeg = render.overlay_jpeg(overlay, um_per_pixel, title, legend[config.normalize])
+        (folder / "overlay.jpg").write_bytes(jpeg)
+        geojson = render.to_geojson(features.coords, geometry, columns)
+        (folder / "heatmap.geojson").write_text(geojson, encoding="utf-8")
+        if top:
+            order = np.argsort(-score.attention, kind="stable")[: len(top)]
+            captions = [
+                f"{rank}. {score.attention[k] * len(score.attention):.2f} x mean"
+                for rank, k in enumerate(order, 1)
+            ]
+            (folder / "top_patches.jpg").write_bytes(render.top_patches_jpeg(top, captions))
+    return note
+
+
+def _read_pictures(
+    features: store.Features, score: SlideScore, config: HeatmapConfig, um_per_pixel: float
+) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], str]:
+    """Return the thumbnail, the top patches and a remark; grey and none where the slide cannot be read."""
+    geometry = features.geometry
+    try:
+        with open_slide(features.slide_path, features.reader, geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+            picture = slide.thumbnail(um_per_pixel)
+            top = np.argsort(-score.attention, kind="stable")[: config.top_patches]
+            patches = [
+                slide.read(x, y, geometry.patch_px, geometry.mpp) for x, y in features.coords[top].tolist()
+            ]
+        return picture, patches, ""
+    except SlideError as error:
+        shape = (
+            round(geometry.height_l0 * geometry.mpp_l0 / um_per_pixel),
+            round(geometry.width_l0 * geometry.mpp_l0 / um_per_pixel),
+            3,
+        )
+        return np.full(shape, _GREY, np.uint8), [], f"drawn without the slide: {error}"
+
+
+def _title(task: _Task, facts: Mapping[str, Any], note: str) -> str:
+    probabilities: dict[str, float] = facts["probabilities"]
+    predicted = max(probabilities, key=lambda name: probabilities[name])
+    label = f"label {task.prediction['label']}, " if task.prediction else ""
+    lines = [
+        f"{task.slide_id}: {label}predicted {predicted} ({probabilities[predicted]:.2f})",
+        f"attention of {task.name}, {facts['drawn_by']}",
+    ]
+    if note:
+        lines.append("the slide could not be read: shown without its picture")
+    return "\n".join(lines)
