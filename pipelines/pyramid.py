@@ -52,7 +52,7 @@ def write_pyramid(
             height, width = level.shape[:2]
             extra: dict[str, object] = {}
             if aperio:
-                extra["description"] = _aperio_description(width, height, image, mpp, block, index)
+                extra["description"] = _aperio_description(level, image, mpp, block, index)
             elif mpp is not None:
                 per_cm = MICRONS_PER_CM / (mpp * image.shape[1] / width)
                 extra |= {"resolution": (per_cm, per_cm), "resolutionunit": "CENTIMETER"}
@@ -67,8 +67,9 @@ def write_pyramid(
 
 
 def _aperio_description(
-    width: int, height: int, image: np.ndarray, mpp: float | None, block: int, index: int
+    level: np.ndarray, image: np.ndarray, mpp: float | None, block: int, index: int
 ) -> str:
+    height, width = level.shape[:2]
     full = f"{image.shape[1]}x{image.shape[0]}"
     size = f"{full} [0,0 {full}] ({block}x{block})" + (f" -> {width}x{height}" if index else "")
     resolution = "" if mpp is None else f"|AppMag = {round(10 / mpp)}|MPP = {mpp:g}"

@@ -103,9 +103,9 @@ class _Ground:
         for shape in self.layout.aggregates:
             self._aggregate(shape)
         for shape in self.layout.nests:
-            self._sheet(shape, kinds.NEST, spacing_um=10.0, jitter=0.27)
+            self._sheet(shape, kinds.NEST, spacing_um=9.6, jitter=0.27)
         for shape in self.layout.planted:
-            self._sheet(shape, kinds.TUMOR, spacing_um=14.0, jitter=0.36)
+            self._sheet(shape, kinds.TUMOR, spacing_um=16.5, jitter=0.3)
             self._mitoses(shape)
         for shape in self.layout.glands:
             self._gland(shape)

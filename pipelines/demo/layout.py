@@ -34,12 +34,15 @@ def lay_out(rng: np.random.Generator, *, side_um: float, tissue_fraction: float,
     depth_um = _tissue_depth(rng, side_um, tissue_fraction)
     room = _Room(rng, depth_um)
     tissue_um2 = float((depth_um > 0).sum()) * MAP_UM**2
-    large = room.fill(_planted_radii(rng, tissue_um2), roughness=0.22, gap_um=12)
-    # a slide whose tissue is too narrow for the regions drawn gets one, as large as fits
-    large = large or room.fill([room.widest_um()], roughness=0.1, gap_um=0)
-    # What is tumor in a tumor slide is benign in a normal one: how much of a slide is dense with nuclei, or
-    # dark, says nothing about its label.
-    benign = rng.random(len(large)) < 0.6
+    radii_um = _planted_radii(rng, tissue_um2)
+    if not tumor:
+        radii_um = [radius for radius in radii_um if rng.random() < 0.65]
+    large = room.fill(radii_um, roughness=0.22, gap_um=12)
+    if tumor and not large:  # tissue too narrow for the regions drawn gets one, as large as fits
+        large = room.fill([room.widest_um()], roughness=0.1, gap_um=0)
+    # Most of what is tumor in a tumor slide is benign in a normal one: how much of a slide is dense with
+    # nuclei, or dark, says little about its label.
+    benign = rng.random(len(large)) < 0.7
     nests = [shape for shape, nest in zip(large, benign, strict=True) if nest and not tumor]
     aggregates = [shape for shape, nest in zip(large, benign, strict=True) if not nest and not tumor]
     scale = min(1.0, side_um / 1000)  # small slides, as in tests, hold small structures

@@ -46,12 +46,12 @@ GLANDULAR = Kind(
     irregular=0.06,
 )  # fmt: skip
 NEST = Kind(
-    long_um=4.8, short_um=3.8, size_spread=0.1, ink=1.0, ink_spread=0.12, chromatin=0.2, rim=0.3,
+    long_um=4.6, short_um=3.7, size_spread=0.08, ink=1.0, ink_spread=0.12, chromatin=0.2, rim=0.3,
     irregular=0.07, nucleolus=0.2,
 )  # fmt: skip
 TUMOR = Kind(
-    long_um=7.0, short_um=5.0, size_spread=0.26, ink=1.06, ink_spread=0.25, chromatin=0.3, rim=0.45,
-    irregular=0.14, nucleolus=0.5,
+    long_um=7.3, short_um=5.3, size_spread=0.27, ink=1.12, ink_spread=0.25, chromatin=0.3, rim=0.45,
+    irregular=0.12, nucleolus=0.6,
 )  # fmt: skip
 MITOSIS = Kind(
     long_um=5.0, short_um=2.0, size_spread=0.15, ink=1.9, ink_spread=0.1, chromatin=0.2, rim=0.0,
