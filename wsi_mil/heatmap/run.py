@@ -159,24 +159,17 @@ def _write(
     raster = render.spread(scaled, features.coords, geometry, (picture.shape[0], picture.shape[1]))
     overlay = render.blend(picture, raster, config.opacity)
     title = _title(task, heatmap.facts, note)
-    legend = {
-        "minmax": "attention, min-max within the slide",
-        "percentile": "attention, percentile within the slide",
-    }
     percentile = scale(score.attention, "percentile")
     columns = {"attention": score.attention, "attention percentile": percentile}
     with store.atomic_folder(output) as folder:
         store.write_heatmap(folder / "heatmap.zarr", heatmap)
-        jpeg = render.overlay_jpeg(overlay, um_per_pixel, title, legend[config.normalize])
+        jpeg = render.overlay_jpeg(overlay, um_per_pixel, title, render.LEGENDS[config.normalize])
         (folder / "overlay.jpg").write_bytes(jpeg)
         geojson = render.to_geojson(features.coords, geometry, columns)
         (folder / "heatmap.geojson").write_text(geojson, encoding="utf-8")
         if top:
-            order = np.argsort(-score.attention, kind="stable")[: len(top)]
-            captions = [
-                f"{rank}. {score.attention[k] * len(score.attention):.2f} x mean"
-                for rank, k in enumerate(order, 1)
-            ]
+            values = np.sort(score.attention)[::-1][: len(top)] * len(score.attention)
+            captions = [f"{rank}. {value:.2f} x mean" for rank, value in enumerate(values.tolist(), 1)]
             (folder / "top_patches.jpg").write_bytes(render.top_patches_jpeg(top, captions))
     return note
 

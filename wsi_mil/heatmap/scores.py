@@ -55,4 +55,5 @@ def scale(values: NDArray[np.float32], normalize: Literal["minmax", "percentile"
         return np.full(n, 0.5, dtype=np.float32)
     if normalize == "minmax":
         return ((values.astype(np.float64) - low) / (high - low)).astype(np.float32)
-    return ((scipy.stats.rankdata(values) - 1) / (n - 1)).astype(np.float32)
+    ranks: NDArray[np.float64] = scipy.stats.rankdata(values)
+    return ((ranks - 1) / (n - 1)).astype(np.float32)
