@@ -79,6 +79,7 @@ def test_no_heavy_library_is_imported_for_help():
 )
 def test_wrong_usage_is_exit_code_2_with_the_flags_words(wsi, arguments, words, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "x.csv").write_text("slide_id,label\na,0\nb,1\n")
     code, out, err = wsi(*arguments)
     assert code == 2
     assert words in out + err

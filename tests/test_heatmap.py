@@ -1,0 +1,214 @@
+import dataclasses
+import io
+import json
+
+import numpy as np
+import pytest
+import zarr
+from PIL import Image
+
+from wsi_mil import heatmap, models, store
+from wsi_mil.config import HeatmapConfig
+from wsi_mil.errors import ConfigError, FormatError
+from wsi_mil.geometry import PatchGeometry, grid_l0
+from wsi_mil.heatmap import render
+
+DIM, CLASSES = 6, ["normal", "tumor"]
+
+
+def plan(**changes):
+    values = {"width_l0": 2048, "height_l0": 1536, "mpp_l0": 0.5, "mpp": 0.5, "patch_px": 256}
+    return PatchGeometry.plan(**(values | changes))
+
+
+def head(**changes):
+    identity = {"encoder": "net", "weights_digest": "f00d", "dim": DIM, "mpp": 0.5, "patch_px": 256}
+    return {
+        "model": "gated-attention", "identity": identity, "hidden_dim": 8, "attention_dim": 4, "dropout": 0.0,
+        "classes": CLASSES, "members": 1, "fold": 0,
+    } | changes  # fmt: skip
+
+
+def random_model(seed, the_head=None):
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = models.build(the_head or head())
+        for member in model.members:  # attention starts at zero: the mean
+            torch.nn.init.normal_(member.pool.w.weight)
+    return model.eval()
+
+
+def features_of(path, slide_id, n=12, seed=0, **changes):
+    geometry = plan()
+    values = np.random.default_rng(seed).normal(size=(n, DIM)).astype(np.float16)
+    item = store.Features(
+        slide_id=slide_id, slide_path=path, reader="openslide", geometry=geometry,
+        coords=grid_l0(geometry)[:n], features=values, encoder="net", weights_digest="f00d",
+        patches_digest="p", record={},
+    )  # fmt: skip
+    return dataclasses.replace(item, **changes)
+
+
+@pytest.fixture
+def run(make_slide, tmp_path):
+    """A run with features of three slides, two of them cross-validated by a model of two folds."""
+    folder = tmp_path / "run"
+    for index, name in enumerate(("a", "b", "c")):
+        features = features_of(make_slide(f"{name}.tiff"), name, seed=index)
+        store.write_features(store.features_path(folder, "net", name), features)
+    model = store.model_folder(folder, "m")
+    model.mkdir(parents=True)
+    for fold in (0, 1):
+        store.write_fold(
+            model / f"fold_{fold}.safetensors", models.tensors(random_model(fold)), head(fold=fold)
+        )
+    columns = ("slide_id", "patient_id", "label", "fold", "predicted")
+    rows = [
+        dict(zip(columns, row, strict=True))
+        for row in (("a", "1", "tumor", 1, "tumor"), ("b", "2", "normal", 0, "x"))
+    ]
+    store.write_csv(model / "predictions.csv", columns, rows)
+    digests = {"config_digest": "c", "features_digest": "f", "labels_digest": "l"}
+    store.write_text(model / "metrics.json", json.dumps(digests))
+    return folder
+
+
+def draw(run, **changes):
+    return heatmap.run(HeatmapConfig(**({"run": run, "overlay_px": 400} | changes)))
+
+
+def test_minmax_and_percentile_are_the_formulas():
+    values = np.array([0.1, 0.4, 0.2, 0.2], np.float32)
+    assert heatmap.scale(values, "minmax") == pytest.approx([0, 1, 1 / 3, 1 / 3], abs=1e-6)
+    assert heatmap.scale(values, "percentile") == pytest.approx([0, 1, 0.5, 0.5])
+    for equal in ([0.5], [0.2, 0.2, 0.2]):
+        for how in ("minmax", "percentile"):
+            assert (heatmap.scale(np.array(equal, np.float32), how) == 0.5).all()
+
+
+def test_the_slide_is_scored_by_the_fold_that_never_saw_it(run):
+    assert not draw(run).failed
+    for name, folds in (("a", [1]), ("b", [0]), ("c", [0, 1])):
+        stored = store.read_heatmap(store.heatmap_folder(run, "m", name) / "heatmap.zarr")
+        features = store.read_features(store.features_path(run, "net", name))
+        expected = heatmap.score_slide(features.features, [random_model(fold) for fold in folds])
+        assert stored.attention == pytest.approx(expected.attention, abs=1e-7)
+        assert stored.attention.sum() == pytest.approx(1, abs=1e-5)
+        assert list(stored.facts["probabilities"].values()) == pytest.approx(expected.probabilities, abs=1e-5)
+    assert "mean of 2 folds" in stored.facts["drawn_by"]
+
+
+def test_raw_values_lie_on_the_grid_and_nowhere_else(run):
+    draw(run, slides=("a",))
+    folder = store.heatmap_folder(run, "m", "a")
+    assert {p.name for p in folder.iterdir()} == {
+        "heatmap.zarr",
+        "overlay.jpg",
+        "heatmap.geojson",
+        "top_patches.jpg",
+    }
+    group = zarr.open_group(folder / "heatmap.zarr", mode="r")
+    grid = np.asarray(group["grid"])
+    assert grid.shape == (6, 8)
+    assert grid.ravel()[:12] == pytest.approx(np.asarray(group["attention"]))
+    assert np.isnan(grid.ravel()[12:]).all()
+    shapes = json.loads((folder / "heatmap.geojson").read_text())["features"]
+    assert shapes[9]["geometry"]["coordinates"][0][:3] == [[256, 256], [512, 256], [512, 512]]
+    measured = [shape["properties"]["measurements"]["attention"] for shape in shapes]
+    assert measured == pytest.approx(np.asarray(group["attention"]).tolist())
+
+
+@pytest.mark.parametrize("mpp_l0", [0.5, 0.2527, 0.1238])
+def test_a_value_lands_on_its_patch(mpp_l0):
+    """A slide that is not square, downsamples that are not whole: every patch to half an overlay pixel."""
+    geometry = plan(width_l0=5003, height_l0=3001, mpp_l0=mpp_l0)
+    coords = grid_l0(geometry)
+    values = np.arange(len(coords), dtype=np.float32)
+    shape = (301, 503)
+    raster = render.spread(values, coords, geometry, shape)
+    for k, (x, y) in enumerate(coords.tolist()):
+        centre = np.array([y, x]) + geometry.patch_size_l0 / 2
+        row, column = (centre * np.array(shape) / (3001, 5003)).astype(int)
+        assert raster[row, column] == k
+    right = (coords[:, 0].max() + geometry.patch_size_l0) * 503 / 5003
+    covered = np.flatnonzero(~np.isnan(raster).all(axis=0))
+    assert abs(covered.max() + 1 - right) <= 0.5
+
+
+def test_overlapping_patches_are_averaged():
+    geometry = plan(overlap_px=128)
+    coords = grid_l0(geometry)[:2]
+    raster = render.spread(np.array([1, 3], np.float32), coords, geometry, (1536, 2048))
+    assert (raster[0, 0], raster[0, 200], raster[0, 300]) == (1, 2, 3)
+    assert np.isnan(raster[0, 500])
+    assert np.isnan(raster[300, 0])
+
+
+def test_only_patches_are_coloured():
+    picture = np.full((10, 10, 3), 200, np.uint8)
+    raster = np.full((10, 10), np.nan, np.float32)
+    raster[2:4, 2:4] = 1.0
+    mixed = render.blend(picture, raster, 0.5)
+    expected = 0.5 * 200 + 0.5 * 255 * np.array(render.COLOURS(1.0)[:3])
+    assert np.abs(mixed[3, 3] - expected).max() <= 1
+    untouched = np.ones((10, 10), bool)
+    untouched[2:4, 2:4] = False
+    assert (mixed[untouched] == 200).all()
+
+
+def test_the_overlay_shows_the_slide_pixel_for_pixel():
+    picture = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
+    picture = np.array(Image.fromarray(picture).resize((20, 12)).resize((500, 300)))
+    jpeg = render.overlay_jpeg(picture, 4.0, "a $title$", "attention")
+    figure = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
+    top = figure.shape[0] - 24 - 300
+    shown = figure[top : top + 300, 24:524]
+    assert np.abs(shown[:250, 150:] - picture[:250, 150:]).mean() < 4, "apart from JPEG and the scale bar"
+
+
+def test_a_slide_that_is_gone_is_drawn_without_its_picture(run, tmp_path):
+    (tmp_path / "slides" / "a.tiff").unlink()
+    result = draw(run, slides=("a",))
+    assert not result.failed
+    assert "drawn without the slide" in result.outcomes[0].facts["reason"]
+    folder = store.heatmap_folder(run, "m", "a")
+    assert (folder / "overlay.jpg").exists()
+    assert not (folder / "top_patches.jpg").exists()
+
+
+def test_run_twice_does_nothing_and_other_settings_are_refused(run):
+    assert draw(run).count("done") == 3
+    assert draw(run).count("skipped") == 3
+    result = draw(run, normalize="percentile")
+    assert "normalize was 'minmax' and is now 'percentile'" in result.failed[0].reason
+    assert draw(run, normalize="percentile", overwrite=True).count("done") == 3
+
+
+def test_features_of_another_encoder_are_refused(run, make_slide):
+    other = features_of(make_slide("a.tiff"), "a", weights_digest="beef")
+    store.write_features(store.features_path(run, "net", "a"), other)
+    result = draw(run)
+    assert [each.slide_id for each in result.failed] == ["a"]
+    assert "weights_digest 'f00d', these are of weights_digest 'beef'" in result.failed[0].reason
+
+
+def test_a_slide_without_patches_fails_alone(run, make_slide):
+    store.write_features(store.features_path(run, "net", "a"), features_of(make_slide("a.tiff"), "a", n=0))
+    result = draw(run)
+    assert [(each.slide_id, "0 patches" in each.reason) for each in result.failed] == [("a", True)]
+    assert result.count("done") == 2
+
+
+def test_unknown_slides_and_models_are_named(run):
+    with pytest.raises(ConfigError, match=r"--slides zz: no features of net in .*; there are a, b, c"):
+        draw(run, slides=("zz",))
+    with pytest.raises(FormatError, match=r"no such model; run `wsi-mil train` first"):
+        draw(run, name="none")
+
+
+def test_a_slide_with_an_odd_name(run, make_slide):
+    name = "ä b <i>$x_1$ 😀"
+    store.write_features(store.features_path(run, "net", name), features_of(make_slide("a.tiff"), name))
+    assert not draw(run, slides=(name,)).failed
