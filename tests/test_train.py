@@ -4,14 +4,18 @@ import csv
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+import tifffile
 import torch
 from sklearn.metrics import roc_auc_score
 
-from wsi_mil import models, store, train
+from wsi_mil import manifest, models, store, train
 from wsi_mil.config import TrainConfig
 from wsi_mil.errors import ConfigError, FormatError, LabelError, StaleOutputError
 from wsi_mil.geometry import PatchGeometry, grid_l0
@@ -359,6 +363,27 @@ def test_fit_refuses_bags_without_patches_and_missing_parts():
 def test_a_device_that_is_not_here_is_a_wrong_setting(copy):
     with pytest.raises(ConfigError, match=r"--device nonsense: not usable here"):
         train.run(dataclasses.replace(config(copy), device="nonsense"))
+
+
+def test_the_ucsb_recipe_prepares_what_training_reads(tmp_path):
+    script = Path(__file__).parents[1] / "pipelines" / "ucsb_breast" / "prepare.py"
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    command = [sys.executable, str(script), str(source), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("prepare.py: ")
+    assert done.stderr.count("\n") == 1
+    field = np.random.default_rng(0).integers(0, 256, (768, 896, 3), dtype=np.uint8)
+    cv2.imwrite(str(source / "ytma1_x.png"), field[..., ::-1])
+    (source / "labels.csv").write_text("slide_id,patient_id,label\nytma1_x,ytma1,benign\n")
+    subprocess.run(command, capture_output=True, check=True)
+    labels = manifest.read_labels(out / "labels.csv")
+    assert (labels.slide_ids, labels.patient_ids, labels.splits) == (("ytma1_x",), ("ytma1",), ("ytma1",))
+    with tifffile.TiffFile(out / "slides" / "ytma1_x.tiff") as tiff:
+        assert len(tiff.pages) > 1
+        assert tiff.pages[0].is_tiled
+        np.testing.assert_array_equal(tiff.pages[0].asarray(), field)  # lossless
 
 
 @pytest.mark.gpu

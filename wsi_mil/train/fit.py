@@ -59,12 +59,12 @@ def fit(
     """Train the model that ``head`` describes (``models.build``) on ``bags``, of which it sees nothing else.
 
     ``vals`` holds, per member, the indices of the bags that the member is validated on and not trained on;
-    the member's epoch of lowest validation loss is kept. Loss: cross-entropy with smoothed labels (not smoothed
+    the member's epoch of lowest validation loss is kept. Loss: cross-entropy with smoothed labels (unsmoothed
     when validating), classes weighted inversely to their bags. AdamW, the pooling at ``ATTENTION_RATE`` times
     the rate; the rate warms up linearly and falls as a cosine. Features are standardised by the mean and
-    deviation over all patches of ``bags``, each bag counting the same. On the CPU the same seed gives the same
-    model; the caller's random numbers are left as they were. Of ``config`` only the fields about training
-    are read.
+    deviation over all patches of ``bags``, each bag counting the same. On the CPU the same seed gives the
+    same model; the caller's random numbers are left as they were. Of ``config`` only the fields about
+    training are read.
 
     Raises:
         ValueError: no bags, a bag without patches, or not one ``vals`` per member.
