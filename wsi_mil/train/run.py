@@ -128,6 +128,7 @@ def _cross_validate(
             f"folds {manifest.some(alone)}: too few training patients to set a validation part aside; "
             f"the last of {config.epochs} epochs was taken.",
             markup=False,
+            soft_wrap=True,
         )
     return trained
 
