@@ -5,7 +5,6 @@ heatmap.geojson and top_patches.jpg. The slide itself is read for the pictures o
 """
 
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +55,7 @@ def run(config: HeatmapConfig) -> StageResult:
     slide_ids = _slide_ids(config, encoder, predictions)
     output = store.heatmap_folder(config.run, name, "x").parent
     store.sweep(output)
-    digest = _model_digest(folder)
+    digest = store.model_digest(folder)
     tasks = {
         slide_id: _Task(slide_id, config, name, encoder, predictions.get(slide_id), digest)
         for slide_id in slide_ids
@@ -89,12 +88,6 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
             markup=False,
         )
     return chosen
-
-
-def _model_digest(folder: Path) -> str:
-    """Return a digest of what made the model: its settings, features and labels."""
-    scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-    return configs.digest({key: scores[key] for key in ("config_digest", "features_digest", "labels_digest")})
 
 
 @functools.lru_cache(maxsize=32)

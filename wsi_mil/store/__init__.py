@@ -19,7 +19,7 @@ from wsi_mil.store.layout import (
     only_folder,
     patches_path,
 )
-from wsi_mil.store.models import read_fold, write_fold
+from wsi_mil.store.models import model_digest, read_fold, write_fold
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "heatmap_folder",
     "heatmap_is_done",
     "is_done",
+    "model_digest",
     "model_folder",
     "only_folder",
     "patches_path",

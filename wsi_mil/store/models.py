@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 
 FORMAT_VERSION = 1
@@ -52,3 +53,18 @@ def read_fold(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any
             f"wanted 'wsi-mil model' version {FORMAT_VERSION}."
         )
     return tensors, json.loads(metadata["head"])
+
+
+def model_digest(folder: Path) -> str:
+    """Return a digest of what made the model in ``folder``: its settings, features and labels.
+
+    Raises:
+        FormatError: no metrics.json there that says them.
+    """
+    path = folder / "metrics.json"
+    try:
+        scores = json.loads(path.read_text(encoding="utf-8"))
+        made_of = {key: scores[key] for key in ("config_digest", "features_digest", "labels_digest")}
+    except (OSError, ValueError, KeyError) as error:
+        raise FormatError(f"{path}: does not say what made the model ({error!r}); train it again.") from error
+    return configs.digest(made_of)
