@@ -34,9 +34,13 @@ def test_the_commands_run_as_they_stand(folder):
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
     commands = block("own")
     result = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands], cwd=folder, env=environment, capture_output=True, text=True,
+        ["bash", "-euo", "pipefail", "-c", commands],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
         check=False,
-    )  # fmt: skip
+    )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("0 failed") == commands.count("wsi-mil")
     for pattern, count in (
@@ -73,20 +77,14 @@ def test_the_tree_is_the_packages():
 
 
 def test_the_table_of_calls_is_the_api():
-    module, calls = None, 0
+    module, calls = "", 0
     for cells in re.findall(r"^\| (`wsi_mil\.\w+`)? ?\| (`.*?) \|", README, re.MULTILINE):
         module = cells[0].strip("`") or module
         for call in re.findall(r"`(\w+)", cells[1]):
             if not call[0].isupper():
-                assert callable(getattr(importlib.import_module(str(module)), call)), (module, call)
+                assert callable(getattr(importlib.import_module(module), call)), (module, call)
                 calls += 1
     assert calls >= 12
-    names = {
-        name
-        for name in ("tile", "embed", "train", "heatmap")
-        if importlib.import_module(f"wsi_mil.{name}").run
-    }
-    assert len(names) == 4
 
 
 def test_files_that_the_readme_points_to_exist():
