@@ -9,7 +9,7 @@ ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
     {"config", "geometry", "metrics"},
-    {"manifest", "slide", "blocks", "tissue", "encoders", "models", "store", "parallel"},
+    {"manifest", "slide", "blocks", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"tile", "embed", "train", "heatmap", "predict"},
     {"report", "view"},
     {"cli"},

@@ -45,6 +45,14 @@ def test_min_tissue_is_measured_as_area(make_slide, tmp_path):
     assert count == {0.0: 8 * 6, 0.4: 3 * 3, 0.6: 2 * 3}
 
 
+def test_min_tissue_0_keeps_the_whole_grid_of_a_slide_that_does_not_divide(make_slide, tmp_path):
+    path = make_slide("a.tiff", mpp=0.499, width=1999, height=1501)
+    with open_slide(path) as slide:
+        patches = tile.tile_slide(slide, TileConfig(slides=path, run=tmp_path, min_tissue=0)).patches
+    assert len(patches.coords) == 7 * 5
+    assert patches.tissue_fraction.min() == 0
+
+
 def test_run_writes_patches_preview_outline_and_records(make_slide, tmp_path):
     make_slide("a.svs")
     make_slide("blank.tiff", tissue=())
@@ -143,7 +151,7 @@ def test_the_cmu_slide_gives_the_same_patches_through_both_formats(real_slides, 
         config = TileConfig(slides=real_slides / name, run=tmp_path)
         with open_slide(real_slides / name) as slide:
             coords.append(tile.tile_slide(slide, config).patches.coords)
-    assert len(coords[0]) == len(coords[1]) == 50
+    assert len(coords[0]) == len(coords[1]) == 49
     assert np.abs(coords[0] - coords[1]).max() <= 1
 
 

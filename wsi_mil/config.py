@@ -155,12 +155,14 @@ class TrainConfig:
     """Most epochs of a network; the learning rate rises for a tenth of them, then falls to 0 (cosine)."""
     patience: int = 10
     """Stop a network when its validation loss has not improved for this many epochs."""
-    batch_size: int = 8
-    """Bags per step."""
+    batch_size: int = 4
+    """Bags per step of training."""
     max_patches: int = 2048
     """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
-    patch_dropout: float = 0.0
+    patch_dropout: float = 0.5
     """Part of each bag's patches left out in each step of training."""
+    label_smoothing: float = 0.1
+    """How far the targets lie from 0 and 1 while training; it keeps few bags from being learnt by heart."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
     weight_decay: float = 1e-2
@@ -179,7 +181,7 @@ class TrainConfig:
         _require(
             self.folds >= 2, f"--folds {self.folds}: at least 2 are needed to test on held-out patients."
         )
-        for name in ("dropout", "patch_dropout"):
+        for name in ("dropout", "patch_dropout", "label_smoothing"):
             value = getattr(self, name)
             flag = f"--{name.replace('_', '-')}"
             _require(0 <= value < 1, f"{flag} {value}: must be at least 0 and below 1.")

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import parallel, store
 from wsi_mil.config import EmbedConfig
+from wsi_mil.device import pick_device
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.parallel import Outcome, StageResult, console
@@ -115,23 +116,6 @@ def encode(
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
         features_ND = encoder.module(encoder.transform(x))
     return features_ND.to(torch.float16).cpu().numpy()  # type: ignore[no-any-return]
-
-
-def pick_device(name: str) -> torch.device:
-    """Return the torch device for a flag; "auto" is CUDA, else Apple's MPS, else the CPU.
-
-    Raises:
-        ConfigError: no such device, or it is not on this machine.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name}: not usable on this machine ({reason}).") from error
-    return device
 
 
 @dataclass(frozen=True)

@@ -29,11 +29,11 @@ _OUTLINE_RGB, _PATCH_RGB = (0, 110, 60), (20, 60, 200)
 
 @dataclass(frozen=True)
 class Tiling:
-    """What ``tile_slide`` finds: the patches kept, the tissue, and the thumbnail both were found on."""
+    """What ``tile_slide`` finds: the patches kept, the tissue, and a picture of the slide to show them on."""
 
     patches: store.Patches
     tissue: tissue.Tissue
-    thumbnail: NDArray[np.uint8]
+    picture: NDArray[np.uint8]
 
 
 def run(config: TileConfig) -> StageResult:
@@ -86,9 +86,14 @@ def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) ->
         patch_px=config.patch_px,
         overlap_px=config.overlap_px,
     )
-    thumbnail = slide.thumbnail(config.tissue_mpp)
+    # One reading serves both: the picture, and the thumbnail on which tissue is found, which may be coarser.
+    preview_mpp = max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / PREVIEW_PX
+    picture = slide.thumbnail(min(config.tissue_mpp, preview_mpp))
     found = tissue.find_tissue(
-        thumbnail, config.tissue_mpp, min_area_um2=config.min_area_um2, max_hole_um2=config.max_hole_um2
+        _shrink(picture, max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / config.tissue_mpp),
+        config.tissue_mpp,
+        min_area_um2=config.min_area_um2,
+        max_hole_um2=config.max_hole_um2,
     )
     coords = geometry.grid_l0(plan)
     boxes = geometry.boxes_rc(coords, plan, found.mask.shape)
@@ -104,13 +109,13 @@ def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) ->
         tissue_fraction=fraction[keep].astype(np.float32),
         record=configs.record(config),
     )
-    return Tiling(patches, found, thumbnail)
+    return Tiling(patches, found, _shrink(picture, PREVIEW_PX))
 
 
-def draw_preview(picture: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8]:
-    """Return a copy of a picture of the whole slide with the tissue outlined and the patches framed."""
-    height, width = picture.shape[:2]
-    canvas = picture.copy()
+def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
+    """Return the picture of the whole slide with the tissue outlined and the patches framed."""
+    height, width = tiling.picture.shape[:2]
+    canvas = tiling.picture.copy()
     plan = tiling.patches.geometry
     boxes = geometry.boxes_rc(tiling.patches.coords, plan, (height, width))
     shade = canvas.copy()
@@ -123,6 +128,15 @@ def draw_preview(picture: NDArray[np.uint8], tiling: Tiling) -> NDArray[np.uint8
             points = np.rint(shapely.get_coordinates(ring)).astype(np.int32)
             cv2.polylines(canvas, [points], isClosed=True, color=_OUTLINE_RGB, thickness=2)
     return canvas
+
+
+def _shrink(picture: NDArray[np.uint8], longer_side: float) -> NDArray[np.uint8]:
+    """Return a picture averaged down to ``longer_side`` pixels; one that is not larger stays as it is."""
+    factor = longer_side / max(picture.shape[:2])
+    if factor >= 1:
+        return picture
+    size = max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _entries(config: TileConfig) -> list[SlideEntry]:
@@ -168,9 +182,8 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     cv2.setNumThreads(1)  # slides are what runs side by side
     with open_slide(entry.path, config.reader, config.slide_mpp) as slide:
         tiling = tile_slide(slide, config, entry.slide_id)
-        picture = slide.thumbnail(max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / PREVIEW_PX)
         note = slide.note
-    preview = cv2.cvtColor(draw_preview(picture, tiling), cv2.COLOR_RGB2BGR)
+    preview = cv2.cvtColor(draw_preview(tiling), cv2.COLOR_RGB2BGR)
     with store.atomic_file(path.with_suffix(".jpg")) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", preview, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
     plan = tiling.patches.geometry

@@ -64,7 +64,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model: its metrics.json (``scores``), its out-of-fold verdicts, or the ``problem`` in reading them."""
+    """One model: its metrics.json (``scores``) and out-of-fold verdicts, or the ``problem`` in reading."""
 
     name: str
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -131,7 +131,9 @@ def problems(stages: Sequence[Stage], models: Sequence[Model]) -> list[Problem]:
             failed = row.get("status") == "failed"
             if failed or (row.get("status") == "done" and row.get("reason")):
                 reason = row.get("reason") or "no reason given"
-                found.append(Problem(stage=stage.name, slide_id=row["slide_id"], failed=failed, reason=reason))
+                found.append(
+                    Problem(stage=stage.name, slide_id=row["slide_id"], failed=failed, reason=reason)
+                )
     for model in models:
         for each in model.scores.get("left_out", []):
             found.append(

@@ -56,7 +56,8 @@ def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, An
         ended = datetime.now(UTC)
         content["ended"] = ended.isoformat(timespec="seconds")
         content["seconds"] = round((ended - started).total_seconds(), 2)
-        write_text(run / stage / "stage.json", json.dumps(content, indent=2) + "\n")
+        if run.is_dir() or content["status"] == "done":  # a mistyped --run makes no folder
+            write_text(run / stage / "stage.json", json.dumps(content, indent=2) + "\n")
 
 
 def read_stage(run: Path, stage: str) -> dict[str, Any] | None:

@@ -70,7 +70,9 @@ def read_cohort(config: TrainConfig) -> Cohort:
     labels = manifest.read_labels(config.labels)
     if not labels.has_patients:
         console.print(
-            f"{labels.path}: no column 'patient_id'; each slide counts as its own patient.", markup=False
+            f"{labels.path}: no column 'patient_id'; each slide counts as its own patient.",
+            markup=False,
+            soft_wrap=True,
         )
     if config.label_level == "patient":
         manifest.check_patients(labels)
@@ -148,4 +150,6 @@ def _say(left_out: list[Outcome]) -> None:
     for each in left_out:
         by_reason.setdefault((each.status, each.reason), []).append(each.slide_id)
     for (status, reason), names in by_reason.items():
-        console.print(f"{status}: {len(names)} slides ({manifest.some(names)}): {reason}", markup=False)
+        console.print(
+            f"{status}: {len(names)} slides ({manifest.some(names)}): {reason}", markup=False, soft_wrap=True
+        )

@@ -22,6 +22,11 @@ from wsi_mil.config import TrainConfig
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 
+ATTENTION_RATE = 3.0
+"""The pooling learns at this multiple of the rate: it starts as the mean (w = 0) and has to get away from it
+before the hidden layer has learnt the bags by heart. More helps bags with few witnesses and costs where the
+signal is everywhere (pipelines/ucsb_breast/README.md has the figures)."""
+
 SMALL_STEP = 4_000_000
 """A step of fewer input values than this runs on one core: sharing it costs more than it saves, and on a
 machine with other work, or a container that may use few of the cores it sees, many times more."""
@@ -54,11 +59,12 @@ def fit(
     """Train the model that ``head`` describes (``models.build``) on ``bags``, of which it sees nothing else.
 
     ``vals`` holds, per member, the indices of the bags that the member is validated on and not trained on;
-    the member's epoch of lowest validation loss is kept. Loss: cross-entropy with classes weighted inversely
-    to their bags. AdamW; the rate warms up linearly and falls as a cosine. Features are standardised by the
-    mean and deviation over all patches of ``bags``, each bag counting the same. On the CPU the same seed
-    gives the same model; the caller's random numbers are left as they were. Of ``config`` only the fields
-    about training are read.
+    the member's epoch of lowest validation loss is kept. Loss: cross-entropy with smoothed labels (unsmoothed
+    when validating), classes weighted inversely to their bags. AdamW, the pooling at ``ATTENTION_RATE`` times
+    the rate; the rate warms up linearly and falls as a cosine. Features are standardised by the mean and
+    deviation over all patches of ``bags``, each bag counting the same. On the CPU the same seed gives the
+    same model; the caller's random numbers are left as they were. Of ``config`` only the fields about
+    training are read.
 
     Raises:
         ValueError: no bags, a bag without patches, or not one ``vals`` per member.
@@ -97,9 +103,7 @@ def _fit_member(
     device = model.mean_D.device
     train = np.setdiff1d(np.arange(len(bags)), val)
     weight_C = _class_weights(codes_B[train], model.classes).to(device)
-    optimiser = torch.optim.AdamW(
-        member.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay
-    )
+    optimiser = torch.optim.AdamW(_groups(member, config.learning_rate), weight_decay=config.weight_decay)
     steps = math.ceil(len(train) / config.batch_size) * config.epochs
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _warm_cosine(steps))
     best, best_epoch = math.inf, 0
@@ -110,7 +114,9 @@ def _fit_member(
             x_BND, mask_BN = _pad([_draw(bags[i], config) for i in batch_B], device)
             y_B = torch.from_numpy(codes_B[batch_B]).to(device)
             logits_BC = member(model.standardise(x_BND), mask_BN).logits_BC
-            loss = functional.cross_entropy(logits_BC, y_B, weight=weight_C)
+            loss = functional.cross_entropy(
+                logits_BC, y_B, weight=weight_C, label_smoothing=config.label_smoothing
+            )
             optimiser.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
@@ -127,6 +133,15 @@ def _fit_member(
         return config.epochs, None
     member.load_state_dict(best_state)
     return best_epoch, best
+
+
+def _groups(member: nn.Module, rate: float) -> list[dict[str, Any]]:
+    """Return the optimiser's parameter groups; mean and max pooling have no parameters."""
+    rates = {True: rate * ATTENTION_RATE, False: rate}
+    groups: dict[bool, list[nn.Parameter]] = {pools: [] for pools in rates}
+    for name, each in member.named_parameters():
+        groups[name.startswith("pool.")].append(each)
+    return [{"params": params, "lr": rates[pools]} for pools, params in groups.items() if params]
 
 
 def _batches(train: Indices, size: int) -> list[Indices]:

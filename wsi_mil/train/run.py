@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import manifest, metrics, parallel, store
 from wsi_mil.config import TrainConfig
-from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
+from wsi_mil.device import pick_device
+from wsi_mil.errors import FormatError
 from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.train.bags import Cohort, read_cohort
 from wsi_mil.train.fit import fit, predict
@@ -38,7 +39,7 @@ def run(config: TrainConfig) -> StageResult:
     name = config.name or config.model
     output = store.model_folder(config.run, name)
     with store.stage_record(config.run, "train", config) as notes:
-        device = _device(config.device)
+        device = pick_device(config.device)
         store.sweep(output.parent)
         cohort = read_cohort(config)
         record = configs.record(
@@ -65,18 +66,6 @@ def run(config: TrainConfig) -> StageResult:
     return StageResult(stage="train", output=output, outcomes=outcomes)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"--device {name}: not usable here ({reason}); use auto or cpu.") from error
-    return device
-
-
 def _is_done(output: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
     if not output.exists():
         return False
@@ -89,13 +78,7 @@ def _is_done(output: Path, record: Mapping[str, Any], overwrite: bool) -> bool:
             f"{output}: there, and not a model that wsi-mil wrote (no metrics.json that says its settings); "
             "move it away, use another --name, or replace it with --overwrite."
         ) from error
-    difference = configs.first_difference(found, record)
-    if difference is None or overwrite:
-        return difference is None
-    raise StaleOutputError(
-        f"{output}: trained with other settings or inputs: {difference}. "
-        "Use another --name, restore the setting, or train it again with --overwrite."
-    )
+    return store.same_record(found, record, output, overwrite)
 
 
 def _folds(config: TrainConfig, cohort: Cohort) -> tuple[str, list[metrics.Fold]]:
@@ -128,6 +111,7 @@ def _cross_validate(
             f"folds {manifest.some(alone)}: too few training patients to set a validation part aside; "
             f"the last of {config.epochs} epochs was taken.",
             markup=False,
+            soft_wrap=True,
         )
     return trained
 
