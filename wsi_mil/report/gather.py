@@ -173,6 +173,9 @@ def _read_model(folder: Path) -> Model:
 
 
 def _read_slide(run: Path, slide_id: str, models: Sequence[Model]) -> Slide:
+    verdicts = [model.verdicts[slide_id] for model in models if slide_id in model.verdicts]
+    if Path(slide_id).name != slide_id:  # a path in the labels, say: no file of the run can bear it
+        return Slide(slide_id=slide_id, patches=None, verdicts=verdicts, pictures=[], remarks=[])
     remarks: list[str] = []
     patches = None
     path = store.patches_path(run, slide_id)
@@ -191,7 +194,7 @@ def _read_slide(run: Path, slide_id: str, models: Sequence[Model]) -> Slide:
     return Slide(
         slide_id=slide_id,
         patches=patches,
-        verdicts=[model.verdicts[slide_id] for model in models if slide_id in model.verdicts],
+        verdicts=verdicts,
         pictures=[each for each in pictures if each[1].exists()],
         remarks=remarks,
     )

@@ -1,0 +1,355 @@
+"""The page is checked as a browser reads it: parsed, not searched as text."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wsi_mil import metrics, report, store
+from wsi_mil.config import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
+from wsi_mil.errors import ConfigError
+from wsi_mil.geometry import PatchGeometry, grid_l0
+from wsi_mil.report import figures, gather
+
+CONFIGS = {
+    "tile": lambda run: TileConfig(slides=run / "slides", run=run),
+    "embed": lambda run: EmbedConfig(run=run),
+    "train": lambda run: TrainConfig(run=run, labels=run / "labels.csv"),
+    "heatmap": lambda run: HeatmapConfig(run=run),
+}
+CLASSES = ["normal", "tumor"]
+NASTY = '<script>alert("x")</script> & ä b "c" #1?% 😀'
+
+
+class Page(HTMLParser):
+    """What a browser would make of the page: tags with their attributes, and the text."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.tags, self.words = [], []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def all(self, tag):
+        return [attrs for name, attrs in self.tags if name == tag]
+
+    @property
+    def text(self):
+        return re.sub(r"\s+", " ", " ".join(self.words))
+
+
+def jpeg(path, size=(640, 480), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # Blobs of all sizes: like tissue, and unlike noise, it is as busy when it is made smaller.
+    rng, canvas = np.random.default_rng(seed), np.zeros((size[1], size[0], 3))
+    for step in (2, 4, 8, 16, 32):
+        blobs = rng.integers(0, 256, (size[1] // step, size[0] // step, 3), dtype=np.uint8)
+        canvas += np.asarray(Image.fromarray(blobs).resize(size)) / 5
+    Image.fromarray(canvas.astype(np.uint8)).save(path, quality=90)
+
+
+def add_stage(run, stage, rows=()):
+    with store.stage_record(run, stage, CONFIGS[stage](run)):
+        columns = ("slide_id", "status", "seconds", "patches", "reason")
+        store.write_csv(run / stage / "slides.csv", columns, rows)
+
+
+def add_tiled(run, ids, n=4):
+    geometry = PatchGeometry.plan(width_l0=1024, height_l0=768, mpp_l0=0.5, mpp=0.5, patch_px=256)
+    for slide_id in ids:
+        patches = store.Patches(
+            slide_id=slide_id, slide_path=run / "x.svs", reader="openslide", mpp_source="given",
+            geometry=geometry, coords=grid_l0(geometry)[:n], record={},
+            tissue_fraction=np.ones(n, np.float32),
+        )  # fmt: skip
+        store.write_patches(store.patches_path(run, slide_id), patches)
+        jpeg(run / "patches" / f"{slide_id}.jpg")
+    add_stage(run, "tile", [{"slide_id": each, "status": "done", "patches": n} for each in ids])
+
+
+def add_model(run, rows, name="gated-attention", unit="patient", classes=CLASSES, **changes):
+    """``rows``: (slide_id, patient, label, probability of each class)."""
+    folder = store.model_folder(run, name)
+    folder.mkdir(parents=True)
+    columns = ("slide_id", "patient_id", "label", "fold", "predicted", *(f"probability_{c}" for c in classes))
+    table = [
+        dict(zip(columns, (slide, patient, label, i % 2, classes[int(np.argmax(p))], *p), strict=True))
+        for i, (slide, patient, label, p) in enumerate(rows)
+    ]
+    store.write_csv(folder / "predictions.csv", columns, table)
+    score = {"value": 0.75, "low": 0.5, "high": 1.0}
+    fold = {"fold": 0, "n_test_patients": 1, "n_test_slides": 2, "auroc": None, "balanced_accuracy": 0.5}
+    content = {
+        "format": "wsi-mil metrics", "format_version": 1, "classes": classes, "unit": unit,
+        "positive": classes[1] if len(classes) == 2 else None, "n_slides": len(rows),
+        "n_patients": len({row[1] for row in rows}), "auroc": score, "balanced_accuracy": score,
+        "interval": "95 % percentile bootstrap over patients", "bootstrap": 2000, "split": "kfold",
+        "folds": [fold], "left_out": [], "identity": {"encoder": "net", "mpp": 0.5, "patch_px": 256},
+        "config_digest": "c", "features_digest": "f", "labels_digest": "l",
+    } | changes  # fmt: skip
+    store.write_text(folder / "metrics.json", json.dumps(content))
+    store.write_text(folder / "config.toml", "[train]\nfolds = 2\n")
+
+
+def add_heatmap(run, slide_id, name="gated-attention", model_digest=None, size=(640, 480)):
+    geometry = PatchGeometry.plan(width_l0=1024, height_l0=768, mpp_l0=0.5, mpp=0.5, patch_px=256)
+    record = {"model_digest": model_digest or store.model_digest(store.model_folder(run, name))}
+    heatmap = store.Heatmap(
+        slide_id=slide_id, geometry=geometry, coords=grid_l0(geometry)[:2],
+        attention=np.array([0.5, 0.5], np.float32), facts={}, record=record,
+    )  # fmt: skip
+    folder = store.heatmap_folder(run, name, slide_id)
+    folder.mkdir(parents=True)
+    store.write_heatmap(folder / "heatmap.zarr", heatmap)
+    jpeg(folder / "overlay.jpg", size)
+
+
+ROWS = [
+    ("right", "1", "tumor", (0.1, 0.9)),
+    ("worst", "2", "normal", (0.05, 0.95)),
+    ("unsure", "3", "tumor", (0.6, 0.4)),
+    ("fine", "4", "normal", (0.7, 0.3)),
+]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run that went through all stages, with one slide that failed in each of two."""
+    folder = tmp_path / "run"
+    ids = [row[0] for row in ROWS]
+    add_tiled(folder, [*ids, "untested"])
+    for stage in ("embed", "train", "heatmap"):
+        add_stage(folder, stage, [{"slide_id": each, "status": "done"} for each in ids])
+    add_model(folder, ROWS)
+    for each in ids:
+        add_heatmap(folder, each)
+    return folder
+
+
+def page_of(run):
+    result = report.run(ReportConfig(run=run))
+    assert result.output == run / "report.html"
+    return Page(result.output.read_text(encoding="utf-8"))
+
+
+def headings(page_html):
+    return re.findall(r"<article class=\"card[^>]*id=.*?<h3>(.*?)</h3>", page_html, re.S)
+
+
+def test_slides_come_most_wrong_first_and_those_untested_last(run):
+    page_of(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    # 1 - probability of the label: worst 0.95, unsure 0.6, fine 0.3, right 0.1
+    assert headings(html) == ["worst", "unsure", "fine", "right", "untested"]
+    assert "4 slides tested, 2 of them predicted wrongly" in html
+
+
+def test_scores_and_counts_are_on_the_page(run):
+    text = page_of(run).text
+    assert "AUROC 0.750 95 % interval 0.500 to 1.000" in text
+    assert "label predicted normal predicted tumor normal 1 1 tumor 1 1" in text
+    assert "tile done 5 0 0" in text
+    assert "Nothing failed" in text
+    assert "undefined" in text, "a fold that tests one class has no AUROC"
+
+
+def test_the_page_asks_for_nothing(run):
+    page = page_of(run)
+    assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
+    assert len(page.all("img")) == 5 + 4
+    assert all(each["src"].startswith("data:image/jpeg;base64,") for each in page.all("img"))
+    assert all(not name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert not re.search(r"url\(|@import|https?://", (run / "report.html").read_text(encoding="utf-8"))
+    policy = next(each for each in page.all("meta") if each.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy["content"]
+
+
+def test_pictures_lead_to_files_of_the_run(run):
+    links = [each["href"] for each in page_of(run).all("a") if not each["href"].startswith("#")]
+    assert len(links) == 9
+    assert all((run / unquote(link)).is_file() for link in links)
+
+
+def test_names_from_outside_stay_text(tmp_path):
+    run = tmp_path / "run"
+    nasty_id = NASTY.replace("/", "\N{DIVISION SLASH}")  # only names in a CSV can hold a slash
+    add_tiled(run, [nasty_id])
+    add_stage(run, "embed", [{"slide_id": NASTY, "status": "failed", "reason": f"bad: {NASTY}"}])
+    add_model(
+        run, [(nasty_id, NASTY, NASTY, (0.2, 0.8)), ("b", "2", "ok", (0.3, 0.7))], classes=[NASTY, "ok"]
+    )
+    add_heatmap(run, nasty_id)
+    page = page_of(run)
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in html
+    assert f"bad: {NASTY}" in page.text
+    assert nasty_id in page.text
+    links = [unquote(each["href"]) for each in page.all("a") if not each["href"].startswith("#")]
+    assert sorted(links) == [f"heatmaps/gated-attention/{nasty_id}/overlay.jpg", f"patches/{nasty_id}.jpg"]
+    assert all((run / link).is_file() for link in links)
+
+
+def test_a_run_that_was_only_tiled(tmp_path):
+    add_tiled(tmp_path / "run", ["a", "b"])
+    text = page_of(tmp_path / "run").text
+    assert "No model has been trained in this run yet" in text
+    assert text.count("has not run") == 3
+    assert text.count("not tested by a model") == 2
+
+
+def test_a_folder_in_which_nothing_has_run_is_refused(tmp_path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(ConfigError, match=r"no stage has run there; run `wsi-mil tile` first"):
+            report.run(ReportConfig(run=folder))
+        assert not (folder / "report.html").exists()
+
+
+def test_failures_and_who_was_left_out_are_listed_with_reasons(tmp_path):
+    run = tmp_path / "run"
+    add_tiled(run, ["a"])
+    add_stage(run, "embed", [
+        {"slide_id": "a", "status": "done", "reason": "a remark"},
+        {"slide_id": "b", "status": "failed", "reason": "b.svs: damaged"},
+    ])  # fmt: skip
+    left_out = [
+        {"slide_id": "c", "status": "failed", "reason": "no features"},
+        {"slide_id": "d", "status": "skipped", "reason": "no label"},
+    ]
+    add_stage(run, "train", [{"slide_id": "c", "status": "failed", "reason": "no features"}])
+    add_model(run, ROWS, left_out=left_out)
+    stages, models = gather.read_stages(run), gather.read_models(run)
+    found = [(each.slide_id, each.stage, each.failed) for each in gather.problems(stages, models)]
+    assert found == [
+        ("b", "embed", True), ("c", "train (gated-attention)", True),
+        ("a", "embed", False), ("d", "train (gated-attention)", False),
+    ]  # fmt: skip
+    text = page_of(run).text
+    assert "2 failures" in text
+    assert "b embed b.svs: damaged" in text
+    assert "d train (gated-attention) no label" in text
+
+
+def test_what_cannot_be_read_is_a_remark(run):
+    (run / "patches" / "worst.h5").write_bytes(b"not HDF5")
+    (run / "patches" / "fine.jpg").write_bytes(b"not a JPEG")
+    broken = store.model_folder(run, "broken")
+    broken.mkdir()
+    (broken / "metrics.json").write_text("{}")
+    newer = store.model_folder(run, "newer")
+    newer.mkdir()
+    (newer / "metrics.json").write_text('{"format": "wsi-mil metrics", "format_version": 2}')
+    result = report.run(ReportConfig(run=run))
+    assert not result.failed
+    remarks = {each.slide_id: each.facts["reason"] for each in result.outcomes if each.facts}
+    assert "its patches cannot be read" in remarks.pop("worst")
+    assert "the picture of tissue and patches cannot be read" in remarks.pop("fine")
+    assert not remarks
+    text = page_of(run).text
+    assert "cannot be read as a model (no 'format')" in text
+    assert "says it is 'wsi-mil metrics' version 2" in text
+    assert "AUROC 0.750" in text
+
+
+def test_a_heatmap_of_an_earlier_model_is_said_to_be_one(tmp_path):
+    run = tmp_path / "run"
+    add_tiled(run, ["right", "worst"])
+    add_model(run, ROWS)
+    add_heatmap(run, "right")
+    add_heatmap(run, "worst", model_digest="of another model")
+    result = report.run(ReportConfig(run=run))
+    assert [each.slide_id for each in result.outcomes if each.facts] == ["worst"]
+    assert "drawn by an earlier model" in page_of(run).text
+
+
+def test_several_models_each_have_scores_and_verdicts(run):
+    add_model(run, [(*row[:3], row[3][::-1]) for row in ROWS], name="mean", unit="slide")
+    page = page_of(run)
+    assert page.text.count("balanced accuracy 0.750") == 2
+    assert len(page.all("polyline")) == 2
+    # p(label) of the two models are p and 1 - p: every mean error is a half, and ids decide
+    html = (run / "report.html").read_text(encoding="utf-8")
+    assert headings(html) == ["fine", "right", "unsure", "worst", "untested"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_area_under_the_curve_is_the_auroc(seed):
+    rng = np.random.default_rng(seed)
+    codes = rng.permutation(np.arange(40) % 2)
+    score = np.round(rng.random(40), 1)  # many ties
+    points = figures.roc(codes == 1, score)
+    area = np.trapezoid(points[:, 1], points[:, 0])
+    assert area == pytest.approx(metrics.auroc(codes, np.column_stack([1 - score, score])))
+    assert points[0].tolist() == [0, 0]
+    assert points[-1].tolist() == [1, 1]
+    assert (np.diff(points, axis=0) >= 0).all()
+
+
+def test_curves_are_over_patients_where_the_scores_are(tmp_path):
+    rows = [
+        ("a", "1", "tumor", (0.1, 0.9)), ("b", "1", "tumor", (0.9, 0.1)),  # mean 0.5
+        ("c", "2", "normal", (0.6, 0.4)), ("d", "3", "normal", (0.7, 0.3)),
+    ]  # fmt: skip
+    for unit in ("patient", "slide"):
+        add_model(tmp_path, rows, name=unit, unit=unit)
+    for model in gather.read_models(tmp_path):
+        shown = figures.outcomes(model)
+        expected = {"patient": (1.0, 3), "slide": (0.5, 4)}[model.name]
+        assert (shown.curves[0].area, np.sum(shown.confusion)) == expected
+
+
+def test_more_classes_have_a_curve_each(tmp_path):
+    classes = ["a", "b", "c"]
+    rows = [(f"s{i}", str(i), classes[i % 3], tuple(np.roll([0.8, 0.1, 0.1], i % 3))) for i in range(6)]
+    add_model(tmp_path, rows, classes=classes)
+    shown = figures.outcomes(gather.read_models(tmp_path)[0])
+    assert [(each.name, each.area) for each in shown.curves] == [("a", 1), ("b", 1), ("c", 1)]
+    assert shown.confusion == np.diag([2, 2, 2]).tolist()
+
+
+@pytest.mark.parametrize("budget", [60_000, 15_000, 100])
+def test_a_picture_is_as_large_as_its_budget_allows(tmp_path, budget):
+    path = tmp_path / "a.jpg"
+    jpeg(path, (1400, 900))
+    picture = figures.shrink(path, "noise", budget)
+    data = base64.b64decode(picture.uri.partition(",")[2])
+    assert Image.open(io.BytesIO(data)).size == (picture.width, picture.height)
+    assert picture.width / picture.height == pytest.approx(1400 / 900, rel=0.01)
+    if budget == 100:
+        assert picture.width == 160, "never smaller than one can see"
+    else:
+        assert 0.6 * budget < len(data) <= budget
+
+
+def test_two_hundred_slides_stay_below_twenty_megabytes(tmp_path):
+    """The whole page from the pictures' budget: 400 pictures, each as large as it may be."""
+    run = tmp_path / "run"
+    jpeg(tmp_path / "a.jpg", (700, 500))
+    ids = [f"slide_{i}" for i in range(200)]
+    add_stage(run, "tile", [{"slide_id": each, "status": "done"} for each in ids])
+    (run / "patches").mkdir()
+    for each in ids:
+        (run / "patches" / f"{each}.jpg").hardlink_to(tmp_path / "a.jpg")
+        folder = run / "heatmaps" / "m" / each
+        folder.mkdir(parents=True)
+        (folder / "overlay.jpg").hardlink_to(tmp_path / "a.jpg")
+    page = page_of(run)
+    assert len(page.all("img")) == 400
+    assert 12e6 < (run / "report.html").stat().st_size < 20e6
+
+
+def test_the_report_leaves_a_record_and_no_leftovers(run):
+    page_of(run)
+    assert store.read_stage(run, "report")["slides"] == 5
+    page_of(run)
+    assert [p.name for p in run.iterdir() if p.name.startswith(".")] == []
