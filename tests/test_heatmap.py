@@ -153,6 +153,9 @@ def test_only_patches_are_coloured():
     mixed = render.blend(picture, raster, 0.5)
     expected = 0.5 * 200 + 0.5 * 255 * np.array(render.COLOURS(1.0)[:3])
     assert np.abs(mixed[3, 3] - expected).max() <= 1
+    raster[2:4, 2:4] = 0.0  # the lowest value: a third of the opacity
+    faint = 5 / 6 * 200 + 1 / 6 * 255 * np.array(render.COLOURS(0.0)[:3])
+    assert np.abs(render.blend(picture, raster, 0.5)[3, 3] - faint).max() <= 1
     untouched = np.ones((10, 10), bool)
     untouched[2:4, 2:4] = False
     assert (mixed[untouched] == 200).all()
@@ -161,7 +164,7 @@ def test_only_patches_are_coloured():
 def test_the_overlay_shows_the_slide_pixel_for_pixel():
     picture = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     picture = np.array(Image.fromarray(picture).resize((20, 12)).resize((500, 300)))
-    jpeg = render.overlay_jpeg(picture, 4.0, "a $title$", "attention")
+    jpeg = render.overlay_jpeg(picture, 4.0, "a $title$", "attention", 0.5)
     figure = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
     top = figure.shape[0] - 24 - 300
     shown = figure[top : top + 300, 24:524]
@@ -209,6 +212,30 @@ def test_unknown_slides_and_models_are_named(run):
 
 
 def test_a_slide_with_an_odd_name(run, make_slide):
-    name = "ä b <i>$x_1$ 😀"
+    name = "ä b <i>$x_1$ 😀 病理"
     store.write_features(store.features_path(run, "net", name), features_of(make_slide("a.tiff"), name))
     assert not draw(run, slides=(name,)).failed
+
+
+def test_a_long_title_is_wrapped_and_not_cut():
+    picture = np.zeros((100, 100, 3), np.uint8)
+    short, long = (
+        np.asarray(Image.open(io.BytesIO(render.overlay_jpeg(picture, 4.0, title, "attention", 0.5))))
+        for title in ("TCGA-AA", "TCGA-AA-3510-01Z-00-DX1 " * 6)
+    )
+    assert long.shape[0] > short.shape[0]
+    assert (long[:, -10:] > 200).all(), "no ink in the right margin"
+
+
+def test_what_a_killed_process_leaves_is_no_heatmap(run, monkeypatch):
+    def killed(*_args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(render, "to_geojson", killed)
+        with pytest.raises(KeyboardInterrupt):
+            draw(run, slides=("a",))
+    output = store.heatmap_folder(run, "m", "a")
+    assert list(output.parent.iterdir()) == []
+    assert draw(run, slides=("a",)).count("done") == 1
+    assert output.is_dir()

@@ -211,8 +211,8 @@ class HeatmapConfig:
     normalize: Literal["minmax", "percentile"] = "minmax"
     """Scale of the colours: minmax is (a - min a) / (max a - min a), as in Ilse et al.; percentile is the
     rank of a patch within its slide. The stored values are always the raw ones."""
-    opacity: float = 0.4
-    """Opacity of the colours over the slide."""
+    opacity: float = 0.6
+    """Opacity of the colours over the slide where the value is highest; a third of it where it is lowest."""
     overlay_px: int = 1400
     """Longer side of the slide in the overlay picture."""
     top_patches: int = 12

@@ -5,13 +5,15 @@ Comes in: pixels of the slide and values per patch. Goes out: JPEG bytes and tex
 
 import io
 import json
+import textwrap
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
@@ -20,7 +22,11 @@ from PIL import Image, ImageDraw, ImageFont
 from wsi_mil.geometry import PatchGeometry, boxes_rc
 
 COLOURS = colormaps["viridis"]
-"""Perceptually uniform, readable by the colour-blind, and unlike anything that H&E stains."""
+"""Perceptually uniform and readable by the colour-blind; its green and yellow are unlike any H&E stain."""
+
+_FAINTEST = 1 / 3
+"""Opacity of the lowest value, as a part of that of the highest: the dark violet at the low end of the
+colours is close to haematoxylin, and laid on in full it would look like stain."""
 
 LEGENDS = {
     "minmax": "attention, min-max within the slide",
@@ -57,19 +63,34 @@ def spread(
 
 
 def blend(picture: NDArray[np.uint8], raster: NDArray[np.float32], opacity: float) -> NDArray[np.uint8]:
-    """Return the picture with colours where the raster (values 0..1) has a value; elsewhere untouched."""
+    """Return the picture with colours where the raster (values 0..1) has a value; elsewhere untouched.
+
+    The opacity rises with the value, to ``opacity`` where it is 1: what matters stands out, and the stain
+    stays as it is elsewhere.
+    """
     covered = ~np.isnan(raster)
-    colours = COLOURS(np.clip(raster[covered], 0, 1))[:, :3] * 255
+    values = np.clip(raster[covered], 0, 1)
+    strength = (opacity * (_FAINTEST + (1 - _FAINTEST) * values))[:, None]
+    colours = COLOURS(values)[:, :3] * 255
     mixed = picture.copy()
-    mixed[covered] = np.rint((1 - opacity) * picture[covered] + opacity * colours).astype(np.uint8)
+    mixed[covered] = np.rint((1 - strength) * picture[covered] + strength * colours).astype(np.uint8)
     return mixed
 
 
-def overlay_jpeg(picture: NDArray[np.uint8], um_per_pixel: float, title: str, legend: str) -> bytes:
-    """Return the blended picture as a JPEG with a title, a colour bar named ``legend`` and a scale bar."""
+def overlay_jpeg(
+    picture: NDArray[np.uint8], um_per_pixel: float, title: str, legend: str, opacity: float
+) -> bytes:
+    """Return the blended picture as a JPEG with a title, a colour bar named ``legend`` and a scale bar.
+
+    The colour bar shows the colours as they were blended with ``opacity``, over white.
+    """
     height, width = picture.shape[:2]
-    margin, top, bar_room = 24, 40 + 22 * title.count("\n"), 130
-    total_width, total_height = max(width, 420) + 2 * margin + bar_room, height + top + margin
+    margin, bar_room = 24, 130
+    total_width = max(width, 420) + 2 * margin + bar_room
+    letters = int((total_width - 2 * margin) / 10.5)  # of the font below, were they all capitals
+    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, letters)]
+    top = 18 + 22 * len(lines)
+    total_height = height + top + margin
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
@@ -81,15 +102,22 @@ def overlay_jpeg(picture: NDArray[np.uint8], um_per_pixel: float, title: str, le
     axes.axis("off")
     _draw_scale_bar(axes, width, height, um_per_pixel)
     figure.text(
-        margin / total_width, 1 - 14 / total_height, title, ha="left", va="top", fontsize=11, linespacing=1.4,
-        parse_math=False,
+        margin / total_width, 1 - 14 / total_height, "\n".join(lines), ha="left", va="top", fontsize=11,
+        linespacing=1.4, parse_math=False,
     )  # fmt: skip
     bar_height = min(height, 420)
     bar = figure.add_axes(
         place(margin + max(width, 420) + 20, margin + (height - bar_height) / 2, 16, bar_height)
     )
-    figure.colorbar(ScalarMappable(Normalize(0, 1), COLOURS), cax=bar).set_label(legend, fontsize=10)
-    canvas.draw()  # type: ignore[no-untyped-call]
+    shown = blend(
+        np.full((1, 256, 3), 255, np.uint8), np.linspace(0, 1, 256, dtype=np.float32)[None], opacity
+    )
+    colours = ScalarMappable(Normalize(0, 1), ListedColormap(shown[0] / 255))
+    figure.colorbar(colours, cax=bar).set_label(legend, fontsize=10)
+    with warnings.catch_warnings():
+        # A slide's name may be in a script that the font lacks: boxes in the title, the folder has the name.
+        warnings.filterwarnings("ignore", message=r"Glyph \d+")
+        canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
     return _jpeg(pixels[..., :3])
 

@@ -156,7 +156,8 @@ def _write(
     columns = {"attention": score.attention, "attention percentile": percentile}
     with store.atomic_folder(output) as folder:
         store.write_heatmap(folder / "heatmap.zarr", heatmap)
-        jpeg = render.overlay_jpeg(overlay, um_per_pixel, title, render.LEGENDS[config.normalize])
+        legend = render.LEGENDS[config.normalize]
+        jpeg = render.overlay_jpeg(overlay, um_per_pixel, title, legend, config.opacity)
         (folder / "overlay.jpg").write_bytes(jpeg)
         geojson = render.to_geojson(features.coords, geometry, columns)
         (folder / "heatmap.geojson").write_text(geojson, encoding="utf-8")

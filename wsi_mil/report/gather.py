@@ -188,7 +188,7 @@ def _read_slide(run: Path, slide_id: str, models: Sequence[Model]) -> Slide:
     digests = {model.name: model.digest for model in models}
     for folder in _folders(run / "heatmaps"):
         overlay = store.heatmap_folder(run, folder.name, slide_id) / "overlay.jpg"
-        pictures.append((f"heatmap of {folder.name}", overlay))
+        pictures.append((f"attention of {folder.name}, brighter is higher", overlay))
         if overlay.exists() and (remark := _stale(overlay.parent, digests.get(folder.name, ""))):
             remarks.append(f"heatmap of {folder.name}: {remark}")
     return Slide(
