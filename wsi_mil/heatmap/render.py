@@ -87,9 +87,9 @@ def overlay_jpeg(
     height, width = picture.shape[:2]
     margin, bar_room = 24, 130
     total_width = max(width, 420) + 2 * margin + bar_room
-    letters = int((total_width - 2 * margin) / 10.5)  # of the font below, were they all capitals
+    letters = int((total_width - 2 * margin) / 12)  # of the font below, were they all capitals
     lines = [part for line in title.split("\n") for part in textwrap.wrap(line, letters)]
-    top = 18 + 22 * len(lines)
+    top = 20 + 26 * len(lines)
     total_height = height + top + margin
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -102,7 +102,7 @@ def overlay_jpeg(
     axes.axis("off")
     _draw_scale_bar(axes, width, height, um_per_pixel)
     figure.text(
-        margin / total_width, 1 - 14 / total_height, "\n".join(lines), ha="left", va="top", fontsize=11,
+        margin / total_width, 1 - 14 / total_height, "\n".join(lines), ha="left", va="top", fontsize=13,
         linespacing=1.4, parse_math=False,
     )  # fmt: skip
     bar_height = min(height, 420)
@@ -113,7 +113,7 @@ def overlay_jpeg(
         np.full((1, 256, 3), 255, np.uint8), np.linspace(0, 1, 256, dtype=np.float32)[None], opacity
     )
     colours = ScalarMappable(Normalize(0, 1), ListedColormap(shown[0] / 255))
-    figure.colorbar(colours, cax=bar).set_label(legend, fontsize=10)
+    figure.colorbar(colours, cax=bar).set_label(legend, fontsize=12)
     with warnings.catch_warnings():
         # A slide's name may be in a script that the font lacks: boxes in the title, the folder has the name.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
@@ -175,7 +175,7 @@ def _draw_scale_bar(axes: object, width: int, height: int, um_per_pixel: float) 
     x, y = 14, height - 18
     axes.add_patch(Rectangle((x - 6, y - 24), pixels + 12, 36, color="white", alpha=0.8, lw=0))  # type: ignore[attr-defined]
     axes.add_patch(Rectangle((x, y), pixels, 5, color="black", lw=0))  # type: ignore[attr-defined]
-    axes.text(x + pixels / 2, y - 4, label, ha="center", va="bottom", fontsize=9)  # type: ignore[attr-defined]
+    axes.text(x + pixels / 2, y - 4, label, ha="center", va="bottom", fontsize=10)  # type: ignore[attr-defined]
 
 
 def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
