@@ -366,18 +366,18 @@ def test_a_device_that_is_not_here_is_a_wrong_setting(copy):
 
 
 def test_the_ucsb_recipe_prepares_what_training_reads(tmp_path):
-    script = Path(__file__).parents[1] / "pipelines" / "ucsb_breast" / "prepare.py"
     source, out = tmp_path / "in", tmp_path / "out"
     source.mkdir()
-    command = [sys.executable, str(script), str(source), str(out)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "pipelines.ucsb_breast.prepare", str(source), str(out)]
+    root = Path(__file__).parents[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 1
     assert done.stderr.startswith("prepare.py: ")
     assert done.stderr.count("\n") == 1
     field = np.random.default_rng(0).integers(0, 256, (768, 896, 3), dtype=np.uint8)
     cv2.imwrite(str(source / "ytma1_x.png"), field[..., ::-1])
     (source / "labels.csv").write_text("slide_id,patient_id,label\nytma1_x,ytma1,benign\n")
-    subprocess.run(command, capture_output=True, check=True)
+    subprocess.run(command, capture_output=True, check=True, cwd=root)
     labels = manifest.read_labels(out / "labels.csv")
     assert (labels.slide_ids, labels.patient_ids, labels.splits) == (("ytma1_x",), ("ytma1",), ("ytma1",))
     with tifffile.TiffFile(out / "slides" / "ytma1_x.tiff") as tiff:

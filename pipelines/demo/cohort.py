@@ -23,7 +23,7 @@ import numpy as np
 from pipelines.demo.histology import Stain, draw_slide, draw_stain
 from pipelines.pyramid import write_pyramid
 
-GENERATOR_VERSION = 1  # raise it when the same seed no longer draws the same pixels
+GENERATOR_VERSION = 2  # raise it when the same seed no longer draws the same pixels
 # Suffix, block and mpp, dealt out in turn. A cohort of two pairs has both formats and both resolutions.
 FILES = ((".svs", 240, 0.25), (".tiff", 256, 0.5), (".svs", 240, 0.5), (".tiff", 256, 0.25))
 LABELS = ("normal", "tumor")

@@ -36,7 +36,7 @@ def lay_out(rng: np.random.Generator, *, side_um: float, tissue_fraction: float,
     tissue_um2 = float((depth_um > 0).sum()) * MAP_UM**2
     radii_um = _planted_radii(rng, tissue_um2)
     if not tumor:
-        radii_um = [radius for radius in radii_um if rng.random() < 0.65]
+        radii_um = [radius for radius in radii_um if rng.random() < 0.5]
     large = room.fill(radii_um, roughness=0.22, gap_um=12)
     if tumor and not large:  # tissue too narrow for the regions drawn gets one, as large as fits
         large = room.fill([room.widest_um()], roughness=0.1, gap_um=0)

@@ -50,7 +50,7 @@ NEST = Kind(
     irregular=0.07, nucleolus=0.2,
 )  # fmt: skip
 TUMOR = Kind(
-    long_um=7.3, short_um=5.3, size_spread=0.27, ink=1.12, ink_spread=0.25, chromatin=0.3, rim=0.45,
+    long_um=8.0, short_um=5.8, size_spread=0.27, ink=1.3, ink_spread=0.25, chromatin=0.3, rim=0.45,
     irregular=0.12, nucleolus=0.6,
 )  # fmt: skip
 MITOSIS = Kind(

@@ -13,9 +13,7 @@ from pathlib import Path
 
 import cv2
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from pyramid import write_pyramid
+from pipelines.pyramid import write_pyramid
 
 MPP = 0.5
 
