@@ -100,6 +100,20 @@ def test_the_slide_is_scored_by_the_fold_that_never_saw_it(run):
     assert "mean of 2 folds" in stored.facts["drawn_by"]
 
 
+def test_a_slide_that_the_model_was_trained_on_is_said_to_be_one(run):
+    """With one split into train and test, whoever is not tested was learnt from: not unseen evidence."""
+    model = store.model_folder(run, "m")
+    (model / "fold_1.safetensors").unlink()
+    (model / "predictions.csv").write_text("slide_id,patient_id,label,fold,predicted\na,1,tumor,0,tumor\n")
+    (model / "splits.csv").write_text("fold,member,slide_id,role\n0,0,a,test\n0,0,b,train\n")
+    said = {each.slide_id: each.facts["drawn_by"] for each in draw(run).outcomes}
+    assert said == {
+        "a": "fold 0, which never saw this slide",
+        "b": "the only fold, trained on this slide",
+        "c": "the only fold",
+    }
+
+
 def test_raw_values_lie_on_the_grid_and_nowhere_else(run):
     draw(run, slides=("a",))
     folder = store.heatmap_folder(run, "m", "a")

@@ -34,6 +34,8 @@ class _Task:
     name: str
     encoder: str
     prediction: dict[str, str] | None
+    learnt: bool
+    """Not tested, and among those that the model was trained on."""
     model_digest: str
 
 
@@ -41,7 +43,7 @@ def run(config: HeatmapConfig) -> StageResult:
     """Draw every slide of the run that has the model's features; one bad slide does not end the run.
 
     A slide of the cross-validation is drawn by the model of the fold that never saw it; any other slide by
-    the mean of all folds' models, and the title says which.
+    the mean of all folds' models, and the title says which, and whether they were trained on it.
 
     Raises:
         ConfigError: no model, or ``slides`` names a slide without features.
@@ -56,10 +58,14 @@ def run(config: HeatmapConfig) -> StageResult:
     output = store.heatmap_folder(config.run, name, "x").parent
     store.sweep(output)
     digest = store.model_digest(folder)
+    split = {row["slide_id"] for row in store.read_csv(folder / "splits.csv")}
     tasks = {
-        slide_id: _Task(slide_id, config, name, encoder, predictions.get(slide_id), digest)
+        slide_id: _Task(
+            slide_id, config, name, encoder, predictions.get(slide_id),
+            learnt=slide_id in split and slide_id not in predictions, model_digest=digest,
+        )
         for slide_id in slide_ids
-    }
+    }  # fmt: skip
     with store.stage_record(config.run, "heatmap", config) as record:
         record["model"] = name
         try:
@@ -83,7 +89,7 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
     others = [slide_id for slide_id in chosen if slide_id not in predictions]
     if others:
         console.print(
-            f"{len(others)} slides were not in the cross-validation and are drawn by the mean of all folds: "
+            f"{len(others)} slides were not tested and are drawn by the mean of all folds: "
             f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
             markup=False,
         )
@@ -104,7 +110,8 @@ def _models(task: _Task) -> tuple[list[MilModel], dict[str, Any], str]:
         words = f"fold {task.prediction['fold']}, which never saw this slide"
     else:
         paths = sorted(folder.glob("fold_*.safetensors"))
-        words = f"mean of {len(paths)} folds"
+        words = f"mean of {len(paths)} folds" if len(paths) > 1 else "the only fold"
+        words += ", trained on this slide" if task.learnt else ""
     read = [_read_model(path, path.stat().st_mtime_ns) for path in paths]
     return [model for model, _ in read], read[0][1], words
 
