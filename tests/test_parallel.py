@@ -1,5 +1,8 @@
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +48,43 @@ def test_a_slide_that_kills_its_process_is_named_and_the_others_finish():
     assert {k for k, o in outcomes.items() if o.status == "failed"} == {"poison"}
     assert "the process that worked on it died" in outcomes["poison"].reason
     assert sum(o.status == "done" for o in outcomes.values()) == 9
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    """kill -9 gives the parent no chance to end its workers; they must notice."""
+    code = (
+        "import sys; from tests.test_parallel import note_pid_and_wait; from wsi_mil import parallel\n"
+        "if __name__ == '__main__':\n"
+        "    tasks = {str(i): sys.argv[1] for i in range(2)}\n"
+        "    parallel.map_slides(note_pid_and_wait, tasks, title='t', workers=2)\n"
+    )
+    script = tmp_path / "main.py"
+    script.write_text(code)
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    parent = subprocess.Popen([sys.executable, script, tmp_path], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 60
+    while len(list(tmp_path.glob("*.pid"))) < 2 and time.time() < deadline:
+        time.sleep(0.05)
+    workers = [int(path.stem) for path in tmp_path.glob("*.pid")]
+    assert len(workers) == 2
+    parent.kill()
+    parent.wait()
+    while any(is_running(pid) for pid in workers) and time.time() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in workers)
+
+
+def note_pid_and_wait(folder):
+    (Path(folder) / f"{os.getpid()}.pid").touch()
+    time.sleep(120)
+
+
+def is_running(pid):
+    """Whether a process exists and is no zombie (nobody may be there to reap an orphan in a container)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_no_tasks_is_no_work():

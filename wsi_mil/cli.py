@@ -139,7 +139,9 @@ def _summarise(result: "StageResult") -> int:
     counts = ", ".join(f"{result.count(status)} {status}" for status in ("done", "skipped", "failed"))
     console = Console(highlight=False, soft_wrap=True)
     if result.failed:
-        table = Table("slide", "reason", title=f"{len(result.failed)} failed", title_justify="left")
+        table = Table(title=f"{len(result.failed)} failed", title_justify="left")
+        table.add_column("slide", overflow="fold")
+        table.add_column("reason", overflow="fold")
         for each in result.failed:
             table.add_row(Text(each.slide_id), Text(each.reason))
         Console(highlight=False).print(table)

@@ -8,6 +8,7 @@ is here, in ``attempt``, and it keeps the traceback.
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -32,7 +33,7 @@ from wsi_mil.errors import WsiMilError
 
 Task = TypeVar("Task")
 
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, soft_wrap=True)
 """Where progress and remarks go: standard error, so that standard output stays clean."""
 
 
@@ -204,7 +205,7 @@ def _in_processes(
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # "spawn": OpenSlide, OpenCV and torch hold threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_ignore_interrupt)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_enter_worker)
     try:
         yield pool
     except BaseException:
@@ -216,5 +217,14 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown(wait=True)
 
 
-def _ignore_interrupt() -> None:
+def _enter_worker() -> None:
+    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot end its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
