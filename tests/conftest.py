@@ -1,5 +1,6 @@
 """Slides drawn with tissue of known place and size, and where the real ones lie."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.pyramid import write_pyramid
+from wsi_mil.cli import main
 
 GLASS = np.array([243, 242, 244], dtype=np.uint8)
 REAL = Path(__file__).parents[2] / "shared" / "data"
@@ -51,3 +53,20 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture
+def wsi(capsys, monkeypatch):
+    """Run a command; return (exit code, standard output, standard error) with line breaks folded."""
+    monkeypatch.setenv("COLUMNS", "400")
+
+    def run(*arguments):
+        capsys.readouterr()
+        try:
+            code = main([str(each) for each in arguments])
+        except SystemExit as exit_:  # usage errors and --help come from the parser
+            code = exit_.code
+        out, err = capsys.readouterr()
+        return code, re.sub(r"\s+", " ", out), re.sub(r"\s+", " ", err)
+
+    return run

@@ -13,23 +13,6 @@ from wsi_mil.config import STAGE_CONFIGS
 STAGES = list(STAGE_CONFIGS)
 
 
-@pytest.fixture
-def wsi(capsys, monkeypatch):
-    """Run a command; return (exit code, standard output, standard error) with line breaks folded."""
-    monkeypatch.setenv("COLUMNS", "400")
-
-    def run(*arguments):
-        capsys.readouterr()
-        try:
-            code = main([str(each) for each in arguments])
-        except SystemExit as exit_:  # usage errors and --help come from the parser
-            code = exit_.code
-        out, err = capsys.readouterr()
-        return code, re.sub(r"\s+", " ", out), re.sub(r"\s+", " ", err)
-
-    return run
-
-
 @pytest.mark.parametrize("arguments", [["--help"], *([stage, "--help"] for stage in STAGES)])
 def test_help_is_quick_and_names_every_flag(arguments):
     command = [sys.executable, "-m", "wsi_mil", *arguments]

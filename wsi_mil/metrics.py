@@ -60,10 +60,15 @@ def patient_folds(
     least = min(range(len(names)), key=lambda code: len(held[code]))
     if total < folds or len(held[least]) < folds:
         counts = ", ".join(f"'{name}': {len(held[code])}" for code, name in enumerate(names))
+        few = len(held[least])
+        advice = (
+            f"Use --folds {few} or fewer, or --split leave-one-out."
+            if few >= 2
+            else "Cross-validation needs at least 2 patients of each label: one to train on, one to test."
+        )
         raise LabelError(
-            f"--folds {folds}: more than the patients of label '{names[least]}' (patients per label: "
-            f"{counts}; "
-            f"{total} in all). Use --folds {max(2, len(held[least]))} or fewer, or --split leave-one-out."
+            f"--folds {folds}: more than the patients of label '{names[least]}' (patients per label: {counts}; "
+            f"{total} in all). {advice}"
         )
     for draw in range(_DRAWS):
         tests = _grouped(codes_N, patients_N, folds, seed + draw * 1_000_003)
