@@ -181,6 +181,7 @@ def test_a_stage_is_recorded_however_it_ends(tmp_path):
         record = store.read_stage(tmp_path, "embed")
         assert record is not None
         assert record["status"] == status
+        assert record.get("error") == ("RuntimeError" if status == "failed" else None)
         assert record["config"]["encoder"] == "tf_efficientnet_lite0"
         assert record["versions"]["torch"]
 

@@ -67,8 +67,8 @@ def patient_folds(
             else "Cross-validation needs at least 2 patients of each label: one to train on, one to test."
         )
         raise LabelError(
-            f"--folds {folds}: more than the patients of label '{names[least]}' (patients per label: {counts}; "
-            f"{total} in all). {advice}"
+            f"--folds {folds}: more than the patients of label '{names[least]}' "
+            f"(patients per label: {counts}; {total} in all). {advice}"
         )
     for draw in range(_DRAWS):
         tests = _grouped(codes_N, patients_N, folds, seed + draw * 1_000_003)

@@ -52,6 +52,9 @@ def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, An
     except KeyboardInterrupt:
         content["status"] = "interrupted"
         raise
+    except Exception as error:
+        content["error"] = str(error) or type(error).__name__
+        raise
     finally:
         ended = datetime.now(UTC)
         content["ended"] = ended.isoformat(timespec="seconds")
