@@ -1,6 +1,7 @@
 """The page is checked as a browser reads it: parsed, not searched as text."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -49,14 +50,21 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
-def jpeg(path, size=(640, 480), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
+@functools.cache
+def drawn(size, seed):
     # Blobs of all sizes: like tissue, and unlike noise, it is as busy when it is made smaller.
     rng, canvas = np.random.default_rng(seed), np.zeros((size[1], size[0], 3))
     for step in (2, 4, 8, 16, 32):
         blobs = rng.integers(0, 256, (size[1] // step, size[0] // step, 3), dtype=np.uint8)
         canvas += np.asarray(Image.fromarray(blobs).resize(size)) / 5
-    Image.fromarray(canvas.astype(np.uint8)).save(path, quality=90)
+    buffer = io.BytesIO()
+    Image.fromarray(canvas.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def jpeg(path, size=(640, 480), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(drawn(size, seed))
 
 
 def add_stage(run, stage, rows=()):
