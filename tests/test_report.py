@@ -1,6 +1,7 @@
 """The page is checked as a browser reads it: parsed, not searched as text."""
 
 import base64
+import functools
 import io
 import json
 import re
@@ -49,14 +50,21 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
-def jpeg(path, size=(640, 480), seed=0):
-    path.parent.mkdir(parents=True, exist_ok=True)
+@functools.cache
+def drawn(size, seed):
     # Blobs of all sizes: like tissue, and unlike noise, it is as busy when it is made smaller.
     rng, canvas = np.random.default_rng(seed), np.zeros((size[1], size[0], 3))
     for step in (2, 4, 8, 16, 32):
         blobs = rng.integers(0, 256, (size[1] // step, size[0] // step, 3), dtype=np.uint8)
         canvas += np.asarray(Image.fromarray(blobs).resize(size)) / 5
-    Image.fromarray(canvas.astype(np.uint8)).save(path, quality=90)
+    buffer = io.BytesIO()
+    Image.fromarray(canvas.astype(np.uint8)).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def jpeg(path, size=(640, 480), seed=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(drawn(size, seed))
 
 
 def add_stage(run, stage, rows=()):
@@ -164,6 +172,14 @@ def test_scores_and_counts_are_on_the_page(run):
     assert "undefined" in text, "a fold that tests one class has no AUROC"
 
 
+def test_the_table_gives_the_probability_of_the_positive_class(run):
+    html = (report.run(ReportConfig(run=run)).output).read_text(encoding="utf-8")
+    rows = re.findall(r"<tr><td class=\"name\"><a href.*?</tr>", html)
+    numbers = [re.findall(r">(\d\.\d{3})<", row) for row in rows]
+    # p(label), then p(tumor), in the order of the cards
+    assert numbers == [["0.050", "0.950"], ["0.400", "0.400"], ["0.700", "0.300"], ["0.900", "0.900"]]
+
+
 def test_the_page_asks_for_nothing(run):
     page = page_of(run)
     assert not {"script", "link", "iframe", "object"} & {tag for tag, _ in page.tags}
@@ -209,10 +225,49 @@ def test_a_run_that_was_only_tiled(tmp_path):
 
 
 def test_a_folder_in_which_nothing_has_run_is_refused(tmp_path):
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(ConfigError, match=r"no stage has run there; run `wsi-mil tile` first"):
+    for folder, reason in (
+        (tmp_path, r"no stage has run there; run `wsi-mil tile` first"),
+        (tmp_path / "none", r"none: no such folder; give the one that `wsi-mil tile` wrote to"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
             report.run(ReportConfig(run=folder))
         assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize("status", ["failed", "interrupted"])
+def test_a_stage_that_broke_off_is_a_failure_though_no_slide_failed(run, status):
+    record = store.read_stage(run, "embed") | {"status": status}
+    store.write_text(run / "embed" / "stage.json", json.dumps(record))
+    text = page_of(run).text
+    assert "Nothing failed" not in text
+    assert text.count("1 failure") == 2, "at the top, and where the reasons are"
+    assert f"the whole stage embed {'ended as' if status == 'failed' else 'interrupted'}" in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "reason"),
+    [
+        ("tile/stage.json", b"", "stage.json: cannot be read"),
+        ("tile/stage.json", b'{"status": "done"}', "lacks started, seconds, config_digest"),
+        ("tile/stage.json", b"[1]", "lacks status"),
+        ("tile/slides.csv", "slide_id,status\n\xe4,done\n".encode("latin-1"), "slides.csv: cannot be read"),
+        ("tile/slides.csv", b"name,state\na,done\n", "lacks slide_id, status"),
+    ],
+)
+def test_a_record_that_cannot_be_read_does_not_cost_the_page(run, file, content, reason):
+    (run / file).write_bytes(content)
+    page = page_of(run)
+    assert reason in page.text
+    assert "1 failure" in page.text
+    assert len(page.all("article")) == 1 + 5, "one model, and every slide as before"
+
+
+@pytest.mark.parametrize("part", ["folds", "identity", "left_out", "auroc"])
+def test_scores_that_lack_a_part_are_refused_by_name(run, part):
+    path = store.model_folder(run, "gated-attention") / "metrics.json"
+    content = json.loads(path.read_text())
+    store.write_text(path, json.dumps({key: value for key, value in content.items() if key != part}))
+    assert f"cannot be read as a model (it lacks {part})" in page_of(run).text
 
 
 def test_failures_and_who_was_left_out_are_listed_with_reasons(tmp_path):
@@ -221,6 +276,8 @@ def test_failures_and_who_was_left_out_are_listed_with_reasons(tmp_path):
     add_stage(run, "embed", [
         {"slide_id": "a", "status": "done", "reason": "a remark"},
         {"slide_id": "b", "status": "failed", "reason": "b.svs: damaged"},
+        {"slide_id": "e", "status": "skipped", "reason": "no patches"},
+        {"slide_id": "f", "status": "skipped"},
     ])  # fmt: skip
     left_out = [
         {"slide_id": "c", "status": "failed", "reason": "no features"},
@@ -232,12 +289,15 @@ def test_failures_and_who_was_left_out_are_listed_with_reasons(tmp_path):
     found = [(each.slide_id, each.stage, each.failed) for each in gather.problems(stages, models)]
     assert found == [
         ("b", "embed", True), ("c", "train (gated-attention)", True),
-        ("a", "embed", False), ("d", "train (gated-attention)", False),
+        ("a", "embed", False), ("e", "embed", False), ("d", "train (gated-attention)", False),
     ]  # fmt: skip
     text = page_of(run).text
     assert "2 failures" in text
     assert "b embed b.svs: damaged" in text
     assert "d train (gated-attention) no label" in text
+    cards = re.findall(r"<article class=\"card[^>]*id=.*?</article>", (run / "report.html").read_text(), re.S)
+    assert [("b.svs: damaged" in card) for card in cards] == ["<h3>b</h3>" in card for card in cards]
+    assert sum("<h3>b</h3>" in card for card in cards) == 1
 
 
 def test_what_cannot_be_read_is_a_remark(run):

@@ -6,7 +6,7 @@ runs no model.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,19 +16,28 @@ from wsi_mil.errors import FormatError
 
 STAGES = ("tile", "embed", "train", "heatmap")
 
+_STAGE_KEYS = ("status", "started", "seconds", "config_digest")
+_SCORE_KEYS = (
+    "auroc", "balanced_accuracy", "positive", "unit", "n_slides", "n_patients", "interval", "bootstrap",
+    "split", "folds", "left_out", "identity",
+)  # fmt: skip
+_FOLD_KEYS = ("fold", "n_test_patients", "n_test_slides", "auroc", "balanced_accuracy")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One stage: its stage.json (``record``, empty where it has not run) and the rows of its slides.csv."""
+    """One stage: its stage.json (``record``, empty where it has not run), the rows of its slides.csv, or the
+    ``problem`` in reading either."""
 
     name: str
-    record: Mapping[str, Any]
-    rows: Sequence[Mapping[str, str]]
+    record: Mapping[str, Any] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, str]] = ()
+    problem: str = ""
 
     @property
     def status(self) -> str:
-        """How it ended: done, interrupted or failed; or 'not run'."""
-        return str(self.record.get("status", "not run"))
+        """How it ended: done, interrupted or failed; or 'not run', or 'unreadable'."""
+        return str(self.record.get("status", "unreadable" if self.problem else "not run"))
 
     def count(self, status: str) -> int:
         """Return how many slides of its last run ended as ``status``."""
@@ -37,7 +46,10 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Problem:
-    """A slide that a stage failed on (``failed``), or left out or has a remark about."""
+    """A slide that a stage failed on (``failed``), or left out or has a remark about.
+
+    Where ``slide_id`` is empty it is the stage as a whole that failed.
+    """
 
     stage: str
     slide_id: str
@@ -97,14 +109,7 @@ class Slide:
 
 def read_stages(run: Path) -> list[Stage]:
     """Return every stage in order, also those that have not run."""
-    stages = []
-    for name in STAGES:
-        try:
-            record = store.read_stage(run, name) or {}
-        except ValueError as error:
-            record = {"status": f"unreadable stage.json ({error})"}
-        stages.append(Stage(name=name, record=record, rows=store.read_csv(run / name / "slides.csv")))
-    return stages
+    return [_read_stage(run, name) for name in STAGES]
 
 
 def read_models(run: Path) -> list[Model]:
@@ -122,14 +127,16 @@ def read_slides(run: Path, stages: Sequence[Stage], models: Sequence[Model]) -> 
 
 
 def problems(stages: Sequence[Stage], models: Sequence[Model]) -> list[Problem]:
-    """Return every slide that a stage failed on, then those left out or remarked upon."""
+    """Return every stage and slide that failed, then the slides left out or remarked upon."""
     found = []
     for stage in stages:
+        if reason := _halted(stage):
+            found.append(Problem(stage=stage.name, slide_id="", failed=True, reason=reason))
         if stage.name == "train" and any(model.scores for model in models):
             continue  # metrics.json keeps who was left out, also when a later run had nothing to do
         for row in stage.rows:
             failed = row.get("status") == "failed"
-            if failed or (row.get("status") == "done" and row.get("reason")):
+            if failed or row.get("reason"):  # what was there already is skipped without a reason
                 reason = row.get("reason") or "no reason given"
                 found.append(
                     Problem(stage=stage.name, slide_id=row["slide_id"], failed=failed, reason=reason)
@@ -147,12 +154,59 @@ def problems(stages: Sequence[Stage], models: Sequence[Model]) -> list[Problem]:
     return sorted(found, key=lambda each: not each.failed)
 
 
+def _read_stage(run: Path, name: str) -> Stage:
+    record: Mapping[str, Any] = {}
+    rows: Sequence[Mapping[str, str]] = ()
+    faults = []
+    try:
+        if (found := store.read_stage(run, name)) is not None:
+            _require_keys(found, _STAGE_KEYS)
+            record = found
+    except (OSError, ValueError, TypeError) as error:
+        faults.append(f"{run / name / 'stage.json'}: cannot be read ({error})")
+    try:
+        table = store.read_csv(run / name / "slides.csv")
+        for row in table[:1]:
+            _require_keys(row, ("slide_id", "status"))
+        rows = table
+    except (OSError, ValueError) as error:
+        faults.append(f"{run / name / 'slides.csv'}: cannot be read ({error})")
+    return Stage(name=name, record=record, rows=rows, problem="; ".join(faults))
+
+
+def _halted(stage: Stage) -> str:
+    """Return why a stage as a whole is not done, '' where it is or has not run."""
+    if stage.problem:
+        return stage.problem
+    if stage.status in {"done", "not run"}:
+        return ""
+    if stage.status == "interrupted":
+        return "interrupted; give the same command again to go on"
+    return f"ended as '{stage.status}'; give the same command again and it says why"
+
+
+def _require_keys(found: Iterable[str], keys: Iterable[str], where: str = "") -> None:
+    if missing := [key for key in keys if key not in found]:
+        raise FormatError(f"{where or 'it'} lacks {', '.join(missing)}")
+
+
+def _check_scores(scores: Mapping[str, Any]) -> None:
+    """Raise FormatError where metrics.json lacks something that the page shows."""
+    _require_keys(scores, _SCORE_KEYS)
+    _require_keys(scores["identity"], ("encoder", "mpp"), "identity")
+    for each in scores["folds"]:
+        _require_keys(each, _FOLD_KEYS, "folds")
+    for each in scores["left_out"]:
+        _require_keys(each, ("slide_id", "reason"), "left_out")
+
+
 def _read_model(folder: Path) -> Model:
     try:
         scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         if scores["format"] != "wsi-mil metrics" or scores["format_version"] != 1:
             raise FormatError(f"says it is {scores['format']!r} version {scores['format_version']}")
         classes = [str(name) for name in scores["classes"]]
+        _check_scores(scores)
         verdicts = {
             row["slide_id"]: Verdict(
                 model=folder.name,

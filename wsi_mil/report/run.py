@@ -41,8 +41,10 @@ def run(config: ReportConfig) -> StageResult:
     Raises:
         ConfigError: there is no such folder, or no stage has run there.
     """
+    if not config.run.is_dir():
+        raise ConfigError(f"--run {config.run}: no such folder; give the one that `wsi-mil tile` wrote to.")
     stages = gather.read_stages(config.run)
-    if not any(stage.record for stage in stages):
+    if all(stage.status == "not run" for stage in stages):
         raise ConfigError(f"--run {config.run}: no stage has run there; run `wsi-mil tile` first.")
     output = config.run / "report.html"
     with store.stage_record(config.run, "report", config) as record:
