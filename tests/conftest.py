@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from pipelines.pyramid import write_pyramid
 from wsi_mil.cli import main
@@ -33,6 +34,18 @@ def draw_slide(
         shade = rng.normal(0, 12, (bottom - top, right - left, 1))
         image[top:bottom, left:right] = np.clip(np.array([205, 120, 170]) + shade, 0, 255)
     return image
+
+
+def break_blocks(path: Path) -> None:
+    """Overwrite the compressed pixels of a slide and leave its directory: it opens and cannot be read."""
+    with tifffile.TiffFile(path) as tiff:
+        blocks = [
+            block for page in tiff.pages for block in zip(page.dataoffsets, page.databytecounts, strict=True)
+        ]
+    with path.open("r+b") as file:
+        for offset, count in blocks:
+            file.seek(offset)
+            file.write(bytes(count))
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 import csv
 import json
-import shutil
 
 import cv2
 import numpy as np
 import pytest
 import shapely
 
+from tests.conftest import break_blocks
 from wsi_mil import store, tile
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import SlideError, StaleOutputError
@@ -102,14 +102,14 @@ def test_any_number_of_workers_writes_the_same_bytes(make_slide, tmp_path):
     assert outputs[0] == outputs[1]
 
 
-def test_one_bad_slide_never_ends_a_run(make_slide, tmp_path, real_slides):
+def test_one_bad_slide_never_ends_a_run(make_slide, tmp_path):
     make_slide("good.svs")
     make_slide("no_mpp.svs", mpp=None)
     make_slide("silly.tiff", mpp=264.58)
     make_slide("coarse.tiff", mpp=1.0)
     slides = tmp_path / "slides"
     (slides / "text.svs").write_text("not a slide")
-    shutil.copyfile(real_slides / "openslide_fixtures" / "unreadable.svs", slides / "unreadable.svs")
+    break_blocks(make_slide("unreadable.svs"))
     result = tile.run(TileConfig(slides=slides, run=tmp_path / "run", workers=1))
     reasons = {each.slide_id: each.reason for each in result.failed}
     assert set(reasons) == {"no_mpp", "silly", "coarse", "text", "unreadable"}
