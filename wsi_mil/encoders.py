@@ -173,7 +173,12 @@ def _from_hub(name: str) -> nn.Module:
         _create(name)  # an unknown name is a mistake here, not a failure of the network
     try:
         module: nn.Module = timm.create_model(name, pretrained=True, num_classes=0)
-    except Exception as error:
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ) as error:  # the hub's client: not found, gated, offline
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConfigError(
             f"--encoder {name}: its weights are not on this machine and the model hub did not give them "
