@@ -15,7 +15,7 @@ GLASS = np.array([243, 242, 244], dtype=np.uint8)
 REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_slides() -> Path:
     """The folder of real slides; the test is skipped, and says so, where it is not."""
     folder = REAL / "slides"

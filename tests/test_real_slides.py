@@ -16,15 +16,11 @@ IDS = ("CMU-1-Small-Region", "cmu1_dicom")
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    from tests.conftest import REAL
-
-    if not (REAL / "slides").is_dir():
-        pytest.skip(f"no real slides at {REAL / 'slides'}")
+def run(tmp_path_factory, real_slides):
     folder = tmp_path_factory.mktemp("cmu")
     (folder / "slides").mkdir()
-    shutil.copy(REAL / "slides" / f"{IDS[0]}.svs", folder / "slides")
-    shutil.copytree(REAL / "slides" / IDS[1], folder / "slides" / IDS[1])
+    shutil.copy(real_slides / f"{IDS[0]}.svs", folder / "slides")
+    shutil.copytree(real_slides / IDS[1], folder / "slides" / IDS[1])
     assert not tile.run(TileConfig(slides=folder / "slides", run=folder / "run")).failed
     assert not embed.run(EmbedConfig(run=folder / "run", device="cpu")).failed
     return folder / "run"

@@ -343,7 +343,7 @@ def _typed(value: Json, annotation: str, where: str) -> Json:
     if "float" in annotation and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     expected: dict[str, type | tuple[type, ...]] = {
-        "bool": bool, "int": int, "float": float, "str": str, "Path": Path, "Literal": str,
+        "Literal": str, "bool": bool, "int": int, "float": float, "str": str, "Path": Path,
     }  # fmt: skip
     for word, kind in expected.items():
         if word in annotation:

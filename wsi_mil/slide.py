@@ -56,7 +56,6 @@ class Slide:
         self.width_l0, self.height_l0 = (int(side) for side in handle.dimensions)
         self._levels = [(int(w), int(h)) for w, h in handle.level_dimensions]
         self.downsamples = tuple(float(each) for each in handle.level_downsamples)
-        self.vendor = str(handle.properties.get(f"{reader}.vendor") or "generic-tiff")
         self.mpp_l0, self.mpp_source = _resolution(handle.properties, path, reader, mpp)
         background = handle.properties.get(f"{reader}.background-color") or "FFFFFF"
         self._background = ImageColor.getrgb(f"#{str(background).lstrip('#')}")[:3]
