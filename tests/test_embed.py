@@ -1,20 +1,24 @@
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import time
 
+import h5py
 import numpy as np
 import pytest
 import safetensors.torch
+import tifffile
 import timm
 import torch
 
 from tests.conftest import break_blocks
 from wsi_mil import embed, store, tile
+from wsi_mil.blocks import table
 from wsi_mil.config import EmbedConfig, TileConfig
 from wsi_mil.encoders import load_encoder
-from wsi_mil.errors import ConfigError, SlideError, StaleOutputError
+from wsi_mil.errors import ConfigError, StaleOutputError
 from wsi_mil.slide import open_slide
 
 TINY = "test_resnet"
@@ -100,7 +104,7 @@ def test_slides_that_vanished_broke_or_were_replaced_fail_alone(tiled, weights, 
     assert set(reasons) == {"a", "b", "blank"}
     assert "no such file" in reasons["b"]
     assert "is 1000 x 900 pixels and was 2048 x 1536 when it was tiled" in reasons["blank"]
-    assert "level 0 cannot be read at level-0" in reasons["a"]
+    assert "12 or more of 12 patches cannot be read, more than the 1.00% that may be left out" in reasons["a"]
     assert not list((tiled / "features" / TINY).glob("*"))
 
 
@@ -162,10 +166,65 @@ def test_killed_half_way_and_run_again_completes(make_slide, tmp_path, weights, 
     assert all(len(store.read_features(path).features) == 48 for path in folder.iterdir())
 
 
-def test_embed_slide_raises_for_an_unreadable_patch(tiled, weights, tmp_path):
+def break_one_block(path, number):
+    """Overwrite a compressed block of the first page with zeros."""
+    with tifffile.TiffFile(path) as tiff:
+        offset, count = tiff.pages[0].dataoffsets[number], tiff.pages[0].databytecounts[number]
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(bytes(count))
+
+
+def test_unreadable_patches_are_left_out_counted_and_named(tiled, weights, tmp_path, capfd):
+    """Block (row 1, column 2) of a.svs is the patch at (512, 256): the second of 12."""
+    path = tmp_path / "slides" / "a.svs"
     patches = store.read_patches(tiled / "patches" / "a.h5")
     encoder = load_encoder(TINY, weights)
-    with open_slide(patches.slide_path) as slide:
-        slide._region = lambda *a: (_ for _ in ()).throw(SlideError("torn"))  # type: ignore[method-assign]
-        with pytest.raises(SlideError, match="torn"):
-            embed.embed_slide(slide, patches, encoder)
+    with open_slide(path) as slide:
+        whole = embed.embed_slide(slide, patches, encoder)
+    break_one_block(path, 8 + 2)
+    settings = {"run": tiled, "encoder": TINY, "weights": weights}
+    failed = embed.run(EmbedConfig(**settings)).failed
+    assert "1 or more of 12 patches cannot be read" in failed[0].reason
+    assert "patch 1 at level-0 (512, 256), level 0, block (row 1, column 2): " in failed[0].reason
+    assert not (tiled / "features" / TINY / "a.h5").exists()
+
+    capfd.readouterr()
+    assert not embed.run(EmbedConfig(**settings, max_broken=0.1, overwrite=True)).failed
+    features = store.read_features(tiled / "features" / TINY / "a.h5")
+    keep = np.arange(12) != 1
+    assert (features.coords == patches.coords[keep]).all()
+    assert np.abs(features.features.astype(float) - whole.features[keep].astype(float)).max() < 1e-2
+    (left_out,) = features.left_out
+    assert (left_out["index"], left_out["x_l0"], left_out["y_l0"]) == (1, 512, 256)
+    assert left_out["where"] == "level 0, block (row 1, column 2)"
+    with h5py.File(tiled / "features" / TINY / "a.h5") as file:
+        assert file.attrs["left_out"] == 1
+    row = next(r for r in store.read_csv(tiled / "embed" / "slides.csv") if r["slide_id"] == "a")
+    assert (row["status"], row["patches"], row["left_out"], row["read_by"]) == ("done", "11", "1", "blocks")
+    assert row["reason"].startswith(
+        "left out 1 of 12 patches that cannot be read: patch 1 at level-0 (512, 256)"
+    )
+    assert "a: left out 1 of 12 patches" in capfd.readouterr().err
+
+
+def test_features_are_the_same_through_blocks_and_through_slide(tiled, weights, monkeypatch, capfd):
+    patches = store.read_patches(tiled / "patches" / "a.h5")
+    encoder = load_encoder(TINY, weights)
+    geometry = dataclasses.replace(patches.geometry, mpp=0.65, patch_px=128, patch_size_l0=128 * 1.3)
+    for each in (patches, dataclasses.replace(patches, geometry=geometry)):
+        found = []
+        for vendors in (table.PLAIN_VENDORS, ()):
+            monkeypatch.setattr(table, "PLAIN_VENDORS", vendors)
+            with open_slide(patches.slide_path) as slide:
+                found.append(embed.embed_slide(slide, each, encoder))
+        assert [e.read_by == "blocks" for e in found] == [True, False]
+        a, b = (e.features.astype(float) for e in found)
+        cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+        assert cosine.min() > 0.9999
+        monkeypatch.undo()
+    monkeypatch.setattr(table, "PLAIN_VENDORS", ())
+    embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights))
+    said = "embed: some slides are read through openslide: {} slides have no plain grid of blocks"
+    printed = capfd.readouterr().err
+    assert [printed.count(said.format(vendor)) for vendor in ("aperio", "generic-tiff")] == [1, 1]

@@ -9,7 +9,8 @@ ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
     {"config", "geometry", "metrics"},
-    {"manifest", "slide", "blocks", "tissue", "encoders", "models", "store", "parallel", "device"},
+    {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
+    {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
     {"tile", "embed", "train", "heatmap", "predict"},
     {"report", "view"},
     {"cli"},
@@ -18,6 +19,7 @@ FLOORS = [
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 HOMES = {
     "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks"}, "imagecodecs": {"blocks"},
+    "simplejpeg": {"blocks"},
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "tyro": {"cli"},
     "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
     "tomli_w": {"config"}, "tomllib": {"config"},

@@ -22,6 +22,8 @@ MPP_MIN, MPP_MAX = 0.05, 5.0
 """Microns per pixel outside this range are a wrong tag (a 72-dpi default, a factor of 100), not a scanner."""
 
 Json = Any
+Location = Path | str
+"""Where a slide is: a path, or a URL (https://, s3://, gs://, ...) as text."""
 Config = TypeVar("Config")
 
 
@@ -106,6 +108,11 @@ class EmbedConfig:
     """Patches per forward pass."""
     workers: int = _neutral(0)
     """Threads that read patches; 0 is one per core."""
+    memory_mib: int = _neutral(256)
+    """Memory for reading, in MiB: decoded blocks of the slide, and the batches that wait."""
+    max_broken: float = 0.01
+    """Largest part of a slide's patches that may be left out, and listed, because their part of the file is
+    damaged; above it the slide fails."""
     overwrite: bool = _neutral(False)
     """Make outputs again that other settings or other patches made, instead of stopping."""
 
@@ -114,6 +121,8 @@ class EmbedConfig:
         _require(bool(self.encoder.strip()), "--encoder: the name is empty.")
         _require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1.")
         _require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        _require(self.memory_mib >= 16, f"--memory-mib {self.memory_mib}: must be at least 16.")
+        _require(0 <= self.max_broken <= 1, f"--max-broken {self.max_broken}: a fraction, 0 to 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,6 +256,11 @@ STAGE_CONFIGS: dict[str, type] = {
     "heatmap": HeatmapConfig,
     "report": ReportConfig,
 }
+
+
+def location(text: str | Path) -> Location:
+    """Return a URL as it is and anything else as a path."""
+    return text if isinstance(text, Path) or "://" in text else Path(text)
 
 
 def check_name(flag: str, name: str) -> None:

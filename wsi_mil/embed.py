@@ -4,10 +4,9 @@ Comes in: RUN/patches and the slides they point to. Goes out: RUN/features/<enco
 with the coords and geometry repeated: enough for training and heatmaps. It knows neither labels nor models.
 """
 
+import dataclasses
 import time
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from wsi_mil import blocks, parallel, store
 from wsi_mil import config as configs
-from wsi_mil import parallel, store
+from wsi_mil.blocks import BrokenPatch
 from wsi_mil.config import EmbedConfig
 from wsi_mil.device import pick_device
 from wsi_mil.encoders import Encoder, load_encoder
@@ -24,17 +24,23 @@ from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.slide import Slide, open_slide
 
-_AHEAD = 3
-"""Batches that are read while one is computed."""
+_LISTED = 20  # patches that a row of the stage's table names
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """What ``embed_slide`` returns: (N, D) float16 features, and seconds spent waiting and computing."""
+    """What ``embed_slide`` returns.
+
+    ``features`` (n, D) float16; ``index`` (n,) their rows in the patches' coords, rising: all but those of
+    ``broken``. ``read_wait``, ``compute``: seconds. ``read_by``: how the pixels were read.
+    """
 
     features: NDArray[np.float16]
+    index: NDArray[np.int64]
+    broken: tuple[BrokenPatch, ...]
     read_wait: float
     compute: float
+    read_by: str
 
 
 def run(config: EmbedConfig) -> StageResult:
@@ -61,13 +67,16 @@ def run(config: EmbedConfig) -> StageResult:
         total = sum(len(task.patches.coords) for task in tasks)
         _announce(encoder, tasks, total, device, precision)
         with parallel.progress("embed", total, "patches") as report:
+            worker = _Worker(config, encoder, device, precision, report, said=set())
             for task in tasks:
-                worker = _Worker(config, encoder, device, precision, report)
                 outcome = parallel.attempt(task.patches.slide_id, worker, task)
                 report(outcome)
                 outcomes.append(outcome)
         outcomes.sort(key=lambda each: each.slide_id)
-        columns = ("slide_id", "status", "seconds", "patches", "read_wait", "compute", "reason")
+        columns = (
+            *("slide_id", "status", "seconds", "patches", "left_out"),
+            *("read_wait", "compute", "read_by", "reason"),
+        )
         store.write_csv(config.run / "embed" / "slides.csv", columns, (each.row() for each in outcomes))
     return StageResult(
         stage="embed", output=store.features_folder(config.run, encoder.name), outcomes=outcomes
@@ -83,6 +92,8 @@ def embed_slide(
     precision: str = "fp32",
     batch_size: int = 32,
     workers: int = 0,
+    memory_mib: int = 256,
+    max_broken: float = 0.01,
     advance: Callable[[int], None] | None = None,
 ) -> Embedding:
     """Return the features of a slide's patches, in the order of ``patches.coords``.
@@ -90,21 +101,40 @@ def embed_slide(
     Threads read ahead while the encoder computes. ``advance`` is called with the patches of each batch.
 
     Raises:
-        SlideError: a patch cannot be read; no patch is left out or replaced.
+        SlideError: more than ``max_broken`` of the patches cannot be read; fewer are left out, and said.
     """
     device = device or next(encoder.module.parameters()).device
-    features = np.empty((len(patches.coords), encoder.dim), dtype=np.float16)
+    order = blocks.sweep_order(slide, patches.coords, patches.geometry, memory_mib)
+    features = np.empty((len(order), encoder.dim), dtype=np.float16)
+    present = np.zeros(len(order), dtype=bool)
+    broken: list[BrokenPatch] = []
+    notes: list[str] = []
+    batches = blocks.stream(
+        slide,
+        patches.coords[order],
+        patches.geometry,
+        batch_size=batch_size,
+        workers=workers,
+        memory_mib=memory_mib,
+        max_broken=max_broken,
+        note=notes.append,
+    )
     wait = compute = 0.0
     start = time.perf_counter()
-    done = 0
-    for batch in _read_batches(slide, patches, batch_size, workers or parallel.cpu_count()):
+    for batch in batches:
         wait, start = wait + time.perf_counter() - start, time.perf_counter()
-        features[done : done + len(batch)] = encode(encoder, batch, device, precision)
-        done += len(batch)
+        rows = order[batch.index]
+        if len(rows):
+            features[rows] = encode(encoder, batch.patches, device, precision)
+        present[rows] = True
+        broken += [dataclasses.replace(each, index=int(order[each.index])) for each in batch.broken]
         compute, start = compute + time.perf_counter() - start, time.perf_counter()
         if advance:
-            advance(len(batch))
-    return Embedding(features, wait, compute)
+            advance(len(rows) + len(batch.broken))
+    broken.sort(key=lambda each: each.index)
+    index = np.flatnonzero(present)
+    kept = features if len(index) == len(features) else features[index]
+    return Embedding(kept, index, tuple(broken), wait, compute, notes[0] if notes else "blocks")
 
 
 @torch.inference_mode()
@@ -133,6 +163,7 @@ class _Worker:
     device: torch.device
     precision: str
     report: Callable[..., None]
+    said: set[str]
 
     def __call__(self, task: _Task) -> Mapping[str, Any]:
         patches, encoder = task.patches, self.encoder
@@ -146,27 +177,54 @@ class _Worker:
                 precision=self.precision,
                 batch_size=self.config.batch_size,
                 workers=self.config.workers,
+                memory_mib=self.config.memory_mib,
+                max_broken=self.config.max_broken,
                 advance=self.report,
             )
+        self._say_how_it_was_read(embedding.read_by)
         features = store.Features(
             slide_id=patches.slide_id,
             slide_path=patches.slide_path,
             reader=patches.reader,
             geometry=patches.geometry,
-            coords=patches.coords,
+            coords=patches.coords[embedding.index],
             features=embedding.features,
             encoder=encoder.name,
             weights_digest=encoder.weights_digest,
             patches_digest=patches.digest,
             record=task.record,
             notes={"precision": self.precision, "encoder_patch_px": encoder.patch_px},
+            left_out=tuple(dataclasses.asdict(each) for each in embedding.broken),
         )
         store.write_features(store.features_path(self.config.run, encoder.name, patches.slide_id), features)
+        reason = _left_out_words(embedding.broken, len(patches.coords))
+        if reason:
+            console.print(f"{patches.slide_id}: {reason}", markup=False, soft_wrap=True)
         return {
-            "patches": len(patches.coords),
+            "patches": len(embedding.index),
+            "left_out": len(embedding.broken),
             "read_wait": round(embedding.read_wait, 2),
             "compute": round(embedding.compute, 2),
+            "read_by": embedding.read_by,
+            "reason": reason,
         }
+
+    def _say_how_it_was_read(self, words: str) -> None:
+        """Print why slides are read the slow way, each reason once."""
+        if words != "blocks" and words not in self.said:
+            self.said.add(words)
+            console.print(f"embed: some slides are {words}", markup=False, soft_wrap=True)
+
+
+def _left_out_words(broken: tuple[BrokenPatch, ...], count: int) -> str:
+    if not broken:
+        return ""
+    listed = "; ".join(
+        f"patch {each.index} at level-0 ({each.x_l0}, {each.y_l0}), {each.where}: {each.reason}"
+        for each in broken[:_LISTED]
+    )
+    more = f"; and {len(broken) - _LISTED} more, all in the features file" if len(broken) > _LISTED else ""
+    return f"left out {len(broken)} of {count} patches that cannot be read: {listed}{more}"
 
 
 def _check_same_slide(slide: Slide, patches: store.Patches) -> None:
@@ -214,27 +272,3 @@ def _announce(encoder: Encoder, tasks: list[_Task], total: int, device: torch.de
 
 def _precision(name: str, device: torch.device) -> str:
     return name if name != "auto" else "bf16" if device.type == "cuda" else "fp32"
-
-
-def _read_batches(
-    slide: Slide, patches: store.Patches, batch_size: int, workers: int
-) -> Iterator[NDArray[np.uint8]]:
-    """Yield batches of patches (n, patch_px, patch_px, 3) in the order of coords, read ahead by threads."""
-    geometry = patches.geometry
-    size = geometry.patch_px
-
-    def read(x_l0: int, y_l0: int) -> NDArray[np.uint8]:
-        return slide.read(x_l0, y_l0, size, geometry.mpp)
-
-    starts = deque(range(0, len(patches.coords), batch_size))
-    queue: deque[list[Future[NDArray[np.uint8]]]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
-        try:
-            while starts or queue:
-                while starts and len(queue) < _AHEAD:
-                    start = starts.popleft()
-                    rows = patches.coords[start : start + batch_size].tolist()
-                    queue.append([pool.submit(read, x, y) for x, y in rows])
-                yield np.stack([future.result() for future in queue.popleft()])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)

@@ -131,6 +131,16 @@ def box_means(raster: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[
     return np.clip(means, 0, 255).astype(np.float32)
 
 
+def is_whole(start: float | NDArray[np.float64], ratio: float, size_px: int) -> bool | NDArray[np.bool_]:
+    """Tell whether ``size_px`` output pixels of ``ratio`` level pixels each are averages of whole ones.
+
+    None of them, from ``start`` on, lies a quarter of a level pixel or more off. One axis; ``start`` may be
+    an array.
+    """
+    whole = round(ratio) >= 1 and abs(ratio - round(ratio)) * size_px < 0.25
+    return whole & (np.abs(start - np.rint(start)) < 0.25)
+
+
 def pick_level(downsamples: tuple[float, ...], downsample: float) -> int:
     """Return the index of the coarsest level that is still fine enough for ``downsample``.
 

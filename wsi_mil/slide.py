@@ -4,22 +4,28 @@ Comes in: a path. Goes out: a ``Slide`` with its size, its microns per pixel (an
 and RGB pixels at any mpp. It refuses to guess a resolution, and it knows nothing of tissue or patches.
 """
 
+import logging
 import math
+import struct
 import threading
 import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
+import fsspec
 import numpy as np
 import openslide
 import tiffslide
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
-from wsi_mil.config import MPP_MAX, MPP_MIN
+from wsi_mil.config import MPP_MAX, MPP_MIN, Location
 from wsi_mil.errors import SlideError
-from wsi_mil.geometry import pick_level
+from wsi_mil.geometry import is_whole, pick_level
+
+# tifffile logs every oddity of a damaged file; ours says what matters of it in one line.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 Reader = Literal["auto", "openslide", "tiffslide"]
 Box = tuple[float, float, float, float]
@@ -31,34 +37,41 @@ SUFFIXES = (
 """A file with such a suffix claims to be a slide: that it cannot be opened is a failure to report."""
 
 # What tiffslide, tifffile, zarr and imagecodecs raise on files they cannot make sense of.
-_TIFF_ERRORS = (OSError, ValueError, RuntimeError, KeyError, IndexError, TypeError, AttributeError)
+_TIFF_ERRORS = (
+    *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(AssertionError, MemoryError, struct.error),
+)
 _STRIP_PIXELS = 16_000_000  # a thumbnail is read in strips of so many pixels: bounded memory on any slide
 _THUMBNAIL_PIXELS = 64_000_000  # about a second of reading
 _ANISOTROPY = 0.01
+_LARGEST_BLOCK = 200_000_000  # values (three a pixel)
+_LARGEST_SIDE = 8_000_000  # pixels: two metres
 
 
 class Slide:
     """One open slide. Use it as a context manager, or call ``close``.
 
     ``width_l0``, ``height_l0``: level-0 pixels. ``mpp_l0``: microns per level-0 pixel, and ``mpp_source``
-    where it comes from. ``downsamples``: of each level against level 0, rising from 1. ``reader``: the
-    library that reads it. ``note``: what a user should know about how this file is read, or "". Reading is
-    safe from several threads.
+    where it comes from. ``downsamples``: of each level against level 0, rising from 1; ``level_sizes``: its
+    (width, height). ``reader``: the library that reads the file; ``vendor``: what that takes it for (such as
+    "aperio"). ``background``: RGB of where nothing was scanned. ``note``: what a user should know about how
+    this file is read, or "". Reading is safe from several threads.
     """
 
-    def __init__(self, handle: Any, path: Path, reader: str, mpp: float | None) -> None:
+    def __init__(self, handle: Any, path: Location, reader: Reader, mpp: float | None) -> None:
         """Wrap an open handle; use ``open_slide``."""
         self._handle = handle
         # OpenSlide may be read from many threads; tiffslide shares one file position.
         self._lock = threading.Lock() if reader == "tiffslide" else None
         self.path = path
         self.reader = reader
+        self.vendor = str(handle.properties.get(f"{reader}.vendor") or "")
         self.width_l0, self.height_l0 = (int(side) for side in handle.dimensions)
-        self._levels = [(int(w), int(h)) for w, h in handle.level_dimensions]
+        self.level_sizes = [(int(w), int(h)) for w, h in handle.level_dimensions]
         self.downsamples = tuple(float(each) for each in handle.level_downsamples)
         self.mpp_l0, self.mpp_source = _resolution(handle.properties, path, reader, mpp)
         background = handle.properties.get(f"{reader}.background-color") or "FFFFFF"
-        self._background = ImageColor.getrgb(f"#{str(background).lstrip('#')}")[:3]
+        self.background = ImageColor.getrgb(f"#{str(background).lstrip('#')}")[:3]
         self._ycbcr = reader == "openslide" and _is_mislabelled_ycbcr(handle.properties, path)
         self.note = "the DICOM header says RGB, its JPEG frames are YCbCr: converted" if self._ycbcr else ""
 
@@ -67,15 +80,17 @@ class Slide:
 
         Shape (size, size, 3), RGB. The pixels come from the coarsest level that is fine enough. A
         whole-number reduction averages pixels; any other ratio is resampled (bicubic, widened against
-        aliasing), so the mpp is exact. Transparency and whatever lies outside the slide have the slide's
-        background colour.
+        aliasing, from the square's own pixels), so the mpp is exact. Transparency and whatever lies
+        outside the slide have the slide's background colour.
 
         Raises:
             SlideError: the file cannot be read there.
         """
         side_l0 = size_px * mpp / self.mpp_l0
         level = pick_level(self.downsamples, mpp / self.mpp_l0)
-        box = self._level_box(level, (x_l0, y_l0, x_l0 + side_l0, y_l0 + side_l0))
+        across, down = self.level_scale(level)
+        left, top = x_l0 * across, y_l0 * down
+        box = left, top, left + side_l0 * across, top + side_l0 * down
         return self._resampled(level, box, (size_px, size_px))
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
@@ -87,14 +102,27 @@ class Slide:
         width = max(1, round(self.width_l0 * self.mpp_l0 / mpp))
         height = max(1, round(self.height_l0 * self.mpp_l0 / mpp))
         level = self._thumbnail_level(mpp / self.mpp_l0)
-        level_width, level_height = self._levels[level]
+        level_width, level_height = self.level_sizes[level]
         rows = max(1, int(_STRIP_PIXELS / level_width / (level_height / height)))
         picture = np.empty((height, width, 3), dtype=np.uint8)
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
             box = (0.0, top * level_height / height, float(level_width), bottom * level_height / height)
-            picture[top:bottom] = self._resampled(level, box, (width, bottom - top))
+            # A strip may reach over its edges, so that none shows; a patch is made of its own pixels only.
+            picture[top:bottom] = self._resampled(level, box, (width, bottom - top), beyond=2)
         return picture
+
+    def level_scale(self, level: int) -> tuple[float, float]:
+        """Return how many pixels of a level go into one of level 0, across and down.
+
+        A level of ``floor(width / 4)`` pixels was made from squares of 4 pixels, the rest dropped: its scale
+        is 1/4 and not the ratio of the widths, which would be off by up to a pixel at the far edge.
+        """
+        (width, height), size_l0 = self.level_sizes[level], (self.width_l0, self.height_l0)
+        whole = round(self.downsamples[level])
+        if all(abs(own * whole - full) < whole for own, full in zip((width, height), size_l0, strict=True)):
+            return 1 / whole, 1 / whole
+        return width / self.width_l0, height / self.height_l0
 
     def close(self) -> None:
         """Close the file."""
@@ -117,55 +145,47 @@ class Slide:
         averaging a finer level shows more truly where tissue is.
         """
         last = pick_level(self.downsamples, downsample)
-        pixels = [width * height for width, height in self._levels[: last + 1]]
+        pixels = [width * height for width, height in self.level_sizes[: last + 1]]
         return next((i for i, each in enumerate(pixels) if each <= _THUMBNAIL_PIXELS), last)
 
-    def _level_box(self, level: int, box_l0: Box) -> Box:
-        """Turn (left, top, right, bottom) of level 0 into the same box in a level's pixels."""
-        across = self._levels[level][0] / self.width_l0
-        down = self._levels[level][1] / self.height_l0
-        left, top, right, bottom = box_l0
-        return left * across, top * down, right * across, bottom * down
+    def _resampled(self, level: int, box: Box, size: tuple[int, int], beyond: int = 0) -> NDArray[np.uint8]:
+        """Return a level's box (left, top, right, bottom; fractional) as ``size`` (width, height) pixels.
 
-    def _resampled(self, level: int, box: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
-        """Return a level's box (left, top, right, bottom; fractional) as ``size`` (width, height) pixels."""
+        The filter may reach ``beyond`` the box by so many output pixels (bicubic needs two).
+        """
         left, top, right, bottom = box
         ratios = (right - left) / size[0], (bottom - top) / size[1]
-        # Whole: the grid of output pixels stays within a quarter of a level's pixel of whole-number blocks.
-        whole = all(
-            round(ratio) >= 1 and abs(ratio - round(ratio)) * n < 0.25 and abs(start - round(start)) < 0.25
-            for ratio, n, start in zip(ratios, size, (left, top), strict=True)
-        )
+        whole = all(map(is_whole, (left, top), ratios, size))
         if whole:
             factor = round(ratios[0]), round(ratios[1])
             x, y = round(left), round(top)
-            pixels = Image.fromarray(self._pixels(level, x, y, size[0] * factor[0], size[1] * factor[1]))
+            pixels = Image.fromarray(self.read_level(level, x, y, size[0] * factor[0], size[1] * factor[1]))
             return np.asarray(pixels if factor == (1, 1) else pixels.reduce(factor))
-        # The filter reaches beyond the box by its support: two output pixels (bicubic).
-        margin_x, margin_y = (math.ceil(2 * max(ratio, 1)) + 1 for ratio in ratios)
+        margin_x, margin_y = (math.ceil(beyond * max(ratio, 1)) for ratio in ratios)
         x, y = math.floor(left) - margin_x, math.floor(top) - margin_y
         width, height = math.ceil(right) + margin_x - x, math.ceil(bottom) + margin_y - y
-        pixels = Image.fromarray(self._pixels(level, x, y, width, height))
+        pixels = Image.fromarray(self.read_level(level, x, y, width, height))
         inner = (left - x, top - y, right - x, bottom - y)
         return np.asarray(pixels.resize(size, Image.Resampling.BICUBIC, box=inner, reducing_gap=3))
 
-    def _pixels(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Return (height, width, 3) RGB of whole pixels of a level; outside the level is background."""
-        level_width, level_height = self._levels[level]
+    def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return (height, width, 3) RGB of whole pixels of a level; outside the level is background.
+
+        Raises:
+            SlideError: the file cannot be read there.
+        """
+        level_width, level_height = self.level_sizes[level]
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, level_width), min(y + height, level_height)
         pixels = np.empty((height, width, 3), dtype=np.uint8)
-        pixels[:] = self._background
+        pixels[:] = self.background
         if x1 > x0 and y1 > y0:
             pixels[y0 - y : y1 - y, x0 - x : x1 - x] = self._region(level, x0, y0, x1 - x0, y1 - y0)
         return pixels
 
     def _region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return RGB pixels that lie wholly inside a level."""
-        location = (
-            round(x * self.width_l0 / self._levels[level][0]),
-            round(y * self.height_l0 / self._levels[level][1]),
-        )
+        location = round(x * self.downsamples[level]), round(y * self.downsamples[level])
         try:
             if self._lock is None:
                 region = self._handle.read_region(location, level, (width, height))
@@ -183,7 +203,7 @@ class Slide:
                 region = Image.frombytes("YCbCr", region.size, region.tobytes()).convert("RGB")
             if alpha.getextrema() == (255, 255):
                 return np.asarray(region)
-            canvas = Image.new("RGB", region.size, self._background)
+            canvas = Image.new("RGB", region.size, self.background)
             canvas.paste(region, mask=alpha)
             return np.asarray(canvas)
         if region.mode != "RGB":
@@ -191,18 +211,22 @@ class Slide:
         return np.asarray(region)
 
 
-def open_slide(path: Path, reader: Reader = "auto", mpp: float | None = None) -> Slide:
+def open_slide(path: Location, reader: Reader = "auto", mpp: float | None = None) -> Slide:
     """Open a slide with OpenSlide, or with tiffslide where OpenSlide cannot (``reader`` "auto").
 
+    ``path`` may be a URL that fsspec knows (https://, s3://, gs://, ...): tiffslide then reads ranges of it.
     ``mpp`` overrides the level-0 microns per pixel that the file states.
 
     Raises:
         SlideError: there is no such file, no reader opens it, or its mpp is missing or impossible.
     """
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         raise SlideError(f"{path}: no such file.")
+    readers: tuple[Reader, ...] = ("openslide", "tiffslide") if isinstance(path, Path) else ("tiffslide",)
+    if reader != "auto" and reader not in readers:
+        raise SlideError(f"{path}: OpenSlide reads local files only; leave --reader auto.")
     reasons = []
-    for name in ("openslide", "tiffslide") if reader == "auto" else (reader,):
+    for name in readers if reader == "auto" else (reader,):
         try:
             handle = _open_handle(path, name)
         except (openslide.OpenSlideError, *_TIFF_ERRORS) as error:
@@ -234,22 +258,71 @@ def dicom_series(path: Path) -> str | None:
         return None
 
 
-def _open_handle(path: Path, reader: str) -> Any:
+def _open_handle(path: Location, reader: Reader) -> Any:
     if reader == "openslide":
-        return openslide.OpenSlide(str(path))
+        local = openslide.OpenSlide(str(path))
+        try:
+            _check_sizes(local)
+        except BaseException:
+            local.close()
+            raise
+        return local
+    if not isinstance(path, Path):
+        _check_remote(path)
     with warnings.catch_warnings():
         # tiffslide warns that it reads some vendors' metadata in part; what matters of it is checked here.
         warnings.simplefilter("ignore")
         handle = tiffslide.TiffSlide(str(path))
         try:
             _ = handle.properties  # parsed on first use, with the warnings
+            _check_blocks(handle)
         except BaseException:
             handle.close()
             raise
         return handle
 
 
-def _is_mislabelled_ycbcr(properties: Any, path: Path) -> bool:
+def _check_sizes(handle: openslide.OpenSlide) -> None:
+    """Raise ValueError where a damaged header asks for more memory than there is: OpenSlide would end us."""
+    if max(handle.dimensions) > _LARGEST_SIDE:
+        raise ValueError(f"says it is {handle.dimensions[0]} x {handle.dimensions[1]} pixels; damaged")
+    for level in range(handle.level_count):
+        sides = [
+            int(handle.properties.get(f"openslide.level[{level}].tile-{s}", 0)) for s in ("width", "height")
+        ]
+        if 3 * math.prod(sides) > _LARGEST_BLOCK:
+            raise ValueError(f"says its blocks are {sides[0]} x {sides[1]} pixels; damaged")
+
+
+def _check_blocks(handle: Any) -> None:
+    """Raise ValueError where one compressed block of a tiffslide would fill the memory once decoded."""
+    if max(handle.dimensions) > _LARGEST_SIDE:
+        raise ValueError(f"says it is {handle.dimensions[0]} x {handle.dimensions[1]} pixels; damaged")
+    for page in handle.ts_tifffile.pages:
+        pixels = math.prod(getattr(page, "chunks", ()))
+        if pixels > _LARGEST_BLOCK:
+            raise ValueError(
+                f"a single block of {pixels} values, more than any scanner writes: damaged, or not tiled"
+            )
+
+
+def _check_remote(url: str) -> None:
+    """Raise OSError in words where a URL has nothing behind it, or its store cannot be reached."""
+    try:
+        store, where = fsspec.core.url_to_fs(url)
+        size = store.size(where)
+    except FileNotFoundError as error:
+        cause = f" ({error.__cause__})" if error.__cause__ else ""
+        raise OSError(f"there is nothing at this URL, or no server answers{cause}") from error
+    except ImportError as error:
+        raise OSError(f"{error}; pip install 'wsi-mil[remote]'") from error
+    except Exception as error:  # every store has errors of its own
+        raise OSError(f"the store does not answer ({type(error).__name__}: {error})") from error
+    if size is None:
+        raise OSError("its server does not tell the size; one that serves ranges of a file is needed")
+
+
+def _is_mislabelled_ycbcr(properties: Any, path: Location) -> bool:
     """Tell whether a DICOM's JPEG frames are YCbCr although its header says RGB.
 
     OpenSlide follows the header, so the colours come out wrong. Bio-Formats' converter writes such files
@@ -261,7 +334,7 @@ def _is_mislabelled_ycbcr(properties: Any, path: Path) -> bool:
         or properties.get("dicom.TransferSyntaxUID") != jpeg_baseline
     ):
         return False
-    with path.open("rb") as file:
+    with Path(path).open("rb") as file:
         head = file.read(4 << 20)
     start = head.find(b"\xff\xd8\xff")
     return (
@@ -269,7 +342,7 @@ def _is_mislabelled_ycbcr(properties: Any, path: Path) -> bool:
     )
 
 
-def _resolution(properties: Any, path: Path, reader: str, mpp: float | None) -> tuple[float, str]:
+def _resolution(properties: Any, path: Location, reader: str, mpp: float | None) -> tuple[float, str]:
     """Return level-0 microns per pixel and its source; refuse what is missing, impossible or anisotropic."""
     advice = "Give the true value with --slide-mpp, or in the mpp column of a manifest."
     if mpp is not None:

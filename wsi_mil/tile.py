@@ -7,6 +7,7 @@ as GeoJSON. No pixels of patches are stored, and nothing here knows what an enco
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -100,8 +101,8 @@ def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) ->
     fraction = geometry.box_means(found.mask, boxes) / 255
     keep = fraction >= config.min_tissue
     patches = store.Patches(
-        slide_id=slide_id or slide.path.stem,
-        slide_path=slide.path.absolute(),
+        slide_id=slide_id or Path(slide.path).stem,
+        slide_path=slide.path.absolute() if isinstance(slide.path, Path) else slide.path,
         reader=slide.reader,
         mpp_source=slide.mpp_source,
         geometry=plan,

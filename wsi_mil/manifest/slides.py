@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_mil.config import MPP_MAX, MPP_MIN
+from wsi_mil.config import MPP_MAX, MPP_MIN, Location, location
 from wsi_mil.errors import ConfigError, LabelError
 
 
@@ -19,7 +19,7 @@ class SlideEntry:
     """One slide of a run. ``mpp`` is the level-0 microns per pixel that a manifest gives, or None."""
 
     slide_id: str
-    path: Path
+    path: Location
     mpp: float | None = None
 
 
@@ -67,7 +67,7 @@ def find_slides(
         seen = f"{len(files)} files, none of them a slide" if files else "no files"
         narrowed = f" (--pattern {pattern!r} lets {len(wanted)} through)" if pattern and files else ""
         raise ConfigError(f"--slides {folder}: {seen}{narrowed}; wanted slides such as .svs, .tiff, .ndpi.")
-    entries.sort(key=lambda entry: entry.path)
+    entries.sort(key=lambda entry: str(entry.path))
     _check_unique(entries, f"--slides {folder}")
     return Found(entries, others)
 
@@ -75,8 +75,8 @@ def find_slides(
 def read_manifest(path: Path) -> list[SlideEntry]:
     """Return the slides of a manifest: a CSV with slide_id and path, and optionally mpp; more is ignored.
 
-    A relative path starts at the manifest's folder. A listed file that does not exist is not an error here:
-    it fails as that slide.
+    A path may be a URL; a relative path starts at the manifest's folder. A listed file that does not exist is
+    not an error here: it fails as that slide.
 
     Raises:
         LabelError: not a CSV, missing columns, empty fields, an mpp that cannot be, ids twice; all named.
@@ -104,7 +104,9 @@ def read_manifest(path: Path) -> list[SlideEntry]:
         elif mpp and not _is_mpp(mpp):
             problems.append(f"line {line}: mpp {mpp!r} is not a number from {MPP_MIN} to {MPP_MAX}")
         else:
-            entries.append(SlideEntry(slide_id, path.parent / where, float(mpp) if mpp else None))
+            found = location(where)
+            found = path.parent / found if isinstance(found, Path) else found
+            entries.append(SlideEntry(slide_id, found, float(mpp) if mpp else None))
     if problems:
         raise LabelError(f"{path}: " + "; ".join(problems) + ".")
     if not entries:

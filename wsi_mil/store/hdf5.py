@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
+from wsi_mil.config import Location
 from wsi_mil.errors import FormatError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.store.atomic import atomic_file
@@ -35,7 +36,7 @@ class Patches:
     """
 
     slide_id: str
-    slide_path: Path
+    slide_path: Location
     reader: str
     mpp_source: str
     geometry: PatchGeometry
@@ -55,11 +56,12 @@ class Features:
     """What an encoder made of the patches of one slide: enough for training and heatmaps.
 
     ``features`` (N, D) float16, row k belongs to ``coords`` row k. ``patches_digest`` is that of the patches
-    they were made from.
+    they were made from. ``left_out``: for each of those patches that could not be read and is missing here, a
+    dict (index among the patches, x_l0, y_l0, where, reason).
     """
 
     slide_id: str
-    slide_path: Path
+    slide_path: Location
     reader: str
     geometry: PatchGeometry
     coords: NDArray[np.int64]
@@ -69,6 +71,7 @@ class Features:
     patches_digest: str
     record: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[dict[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse features that do not belong to the coords, or are not numbers."""
@@ -116,7 +119,7 @@ def read_patches(path: Path) -> Patches:
         attrs = file.attrs
         return Patches(
             slide_id=str(attrs["slide_id"]),
-            slide_path=Path(str(attrs["slide_path"])),
+            slide_path=configs.location(str(attrs["slide_path"])),
             reader=str(attrs["reader"]),
             mpp_source=str(attrs["mpp_source"]),
             geometry=_read_geometry(attrs),
@@ -134,6 +137,9 @@ def write_features(path: Path, features: Features) -> None:
         file.attrs["weights_digest"] = features.weights_digest
         file.attrs["patches_digest"] = features.patches_digest
         file.attrs["notes"] = json.dumps(features.notes)
+        file.attrs["left_out"] = len(features.left_out)
+        if features.left_out:  # a dataset: attributes hold 64 KiB at most
+            file.create_dataset("left_out", data=[json.dumps(each) for each in features.left_out])
         _write_coords(file, features)
         shape = features.features.shape
         chunks = (min(_CHUNK_ROWS, shape[0]), shape[1]) if shape[0] else None
@@ -150,7 +156,7 @@ def read_features(path: Path) -> Features:
         attrs = file.attrs
         return Features(
             slide_id=str(attrs["slide_id"]),
-            slide_path=Path(str(attrs["slide_path"])),
+            slide_path=configs.location(str(attrs["slide_path"])),
             reader=str(attrs["reader"]),
             geometry=_read_geometry(attrs),
             coords=file["coords"][:].astype(np.int64),
@@ -160,6 +166,7 @@ def read_features(path: Path) -> Features:
             patches_digest=str(attrs["patches_digest"]),
             record=json.loads(str(attrs["config"])),
             notes=json.loads(str(attrs["notes"])),
+            left_out=tuple(json.loads(each) for each in file["left_out"][:]) if "left_out" in file else (),
         )
 
 
