@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: help demo demo-random-weights test test-slow test-gpu lint format clean
+.PHONY: bench-read help demo demo-random-weights test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -13,6 +13,7 @@ help:
 	@echo "make test                 the default tests: CPU, no network"
 	@echo "make test-slow            tests that take minutes"
 	@echo "make test-gpu             tests that need a CUDA device"
+	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -39,6 +40,11 @@ demo-random-weights: $(READY)
 	$(BIN)/wsi-mil train --config $(DEMO) --run demo/run-random
 	$(BIN)/wsi-mil heatmap --config $(DEMO) --run demo/run-random
 	@$(BIN)/python -m pipelines.demo.summary demo/run-random demo/truth
+
+# cuCIM is one of the baselines, where it installs; it works on a CPU with these two packages alone.
+bench-read: $(READY)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cucim-cu13 lazy-loader
+	$(BIN)/python -m benchmarks.read --folder bench --append
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -24,6 +24,9 @@ class RangeHandler(http.server.SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self):
+        if self.path.endswith("/"):
+            super().do_GET()
+            return
         found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         path = Path(self.translate_path(self.path))
         if not path.is_file():
@@ -166,6 +169,30 @@ def test_a_manifest_of_urls_is_tiled_and_embedded(server, make_slide, tmp_path):
     assert (remote.features == local.features).all()
     rows = store.read_csv(run / "embed" / "slides.csv")
     assert [row["read_by"] for row in rows] == ["blocks", "blocks"]
+
+
+def test_a_url_of_a_folder_or_a_slide_is_tiled(server, make_slide, tmp_path, wsi):
+    for name in ("a.svs", "b.tiff"):
+        (server.folder / name).write_bytes(make_slide(name).read_bytes())
+    (server.folder / "notes.txt").write_text("no slide")
+    code, out, err = wsi("tile", "--slides", server.url + "/", "--run", tmp_path / "all", "--workers", "1")
+    assert code == 0, out + err
+    assert [p.stem for p in sorted((tmp_path / "all" / "patches").glob("*.h5"))] == ["a", "b"]
+    code, out, err = wsi(
+        "tile", "--slides", f"{server.url}/b.tiff", "--run", tmp_path / "one", "--workers", "1"
+    )
+    assert code == 0, out + err
+    assert store.read_patches(tmp_path / "one" / "patches" / "b.h5").slide_path == f"{server.url}/b.tiff"
+    config = tmp_path / "pipeline.toml"
+    config.write_text(f'[tile]\nslides = "{server.url}/a.svs"\nrun = "{tmp_path}/toml"\nworkers = 1\n')
+    assert wsi("tile", "--config", config)[0] == 0
+    assert (tmp_path / "toml" / "patches" / "a.h5").exists()
+    code, _, err = wsi("tile", "--slides", "s3://bucket/folder", "--run", tmp_path / "s3")
+    assert code == 2
+    assert "--slides s3://bucket/folder: cannot be listed" in err
+    code, _, err = wsi("tile", "--slides", "http://127.0.0.1:9/x/", "--run", tmp_path / "none")
+    assert code == 2
+    assert "cannot be listed" in err or "none of them a slide" in err
 
 
 def tiny_weights(folder):

@@ -22,7 +22,7 @@ MPP_MIN, MPP_MAX = 0.05, 5.0
 """Microns per pixel outside this range are a wrong tag (a 72-dpi default, a factor of 100), not a scanner."""
 
 Json = Any
-Location = Path | str
+Location = str | Path
 """Where a slide is: a path, or a URL (https://, s3://, gs://, ...) as text."""
 Config = TypeVar("Config")
 
@@ -41,8 +41,9 @@ def _require(condition: bool, message: str) -> None:
 class TileConfig:
     """Cut slides into tissue patches: one coordinates file, preview and tissue outline per slide."""
 
-    slides: Path = field(metadata={"neutral": True})
-    """Folder searched for slides (with its sub-folders), one slide, or a manifest CSV slide_id,path[,mpp]."""
+    slides: Location = field(metadata={"neutral": True})
+    """Folder searched for slides (with its sub-folders), one slide, or a manifest CSV slide_id,path[,mpp]. A
+    folder or slide may be a URL (https://, s3://, gs://)."""
     run: Path = field(metadata={"neutral": True})
     """Run folder; patches go to RUN/patches."""
     pattern: str = _neutral("")
@@ -72,6 +73,7 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
         _check_mpp("--mpp", self.mpp)
         if self.slide_mpp is not None:
             _check_mpp("--slide-mpp", self.slide_mpp)
@@ -351,7 +353,7 @@ def from_toml(config_class: type[Config], path: Path, **overrides: Json) -> Conf
 def _typed(value: Json, annotation: str, where: str) -> Json:
     """Turn TOML's types into the field's (Path, tuple, float) and refuse what does not fit."""
     if "Path" in annotation and isinstance(value, str):
-        return Path(value)
+        return location(value) if "str" in annotation else Path(value)
     if "tuple" in annotation and isinstance(value, list | tuple):
         return tuple(value)
     if "float" in annotation and isinstance(value, int) and not isinstance(value, bool):

@@ -141,6 +141,8 @@ def _shrink(picture: NDArray[np.uint8], longer_side: float) -> NDArray[np.uint8]
 
 
 def _entries(config: TileConfig) -> list[SlideEntry]:
+    if isinstance(config.slides, str):
+        return manifest.find_remote_slides(config.slides, pattern=config.pattern, suffixes=SUFFIXES)
     if config.slides.suffix.lower() == ".csv":
         if not config.slides.is_file():
             raise ConfigError(f"--slides {config.slides}: no such manifest.")

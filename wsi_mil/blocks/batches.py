@@ -13,14 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import parallel
+from wsi_mil.blocks.cache import empty_pixels
 from wsi_mil.blocks.reader import BlockPatches, Chunk, PatchReader, SlidePatches, place
 from wsi_mil.blocks.table import BlockError, NoTableError, open_table
 from wsi_mil.errors import SlideError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.slide import Slide
 
-_AHEAD = 3
-_TASK = 16  # at most so many patches are read by a thread in one go
+_AHEAD = 3  # batches on their way, at least; more of them would only leave the processor's caches
+_TASK = 8  # at most so many patches are read by a thread in one go
 _CHUNK = 16_384  # patches planned at a time; the next chunk is planned with it, so that rows share blocks
 _LOOKS = 3  # patches tried for the comparison with Slide.read
 # Two JPEG 2000 decoders differ by less, and so does OpenSlide where it reads between the pixels of a level;
@@ -74,12 +75,13 @@ def stream(
     if not len(coords):
         return
     coords = np.asarray(coords, dtype=np.int64)
-    waiting = (_AHEAD + 1) * batch_size * geometry.patch_px**2 * 3
-    budget = max(memory_mib * 2**20 - waiting, 0)
+    workers = workers or parallel.cpu_count()
+    ahead = max(_AHEAD, math.ceil(_TASK * workers / batch_size))
+    budget = max(memory_mib * 2**20 - (ahead + 1) * batch_size * geometry.patch_px**2 * 3, 0)
     reader = _open_reader(slide, coords, geometry, budget, note or (lambda _: None))
     broken = 0
     try:
-        for batch in _batches(reader, coords, geometry.patch_px, batch_size, workers or parallel.cpu_count()):
+        for batch in _batches(reader, coords, geometry.patch_px, batch_size, ahead, workers):
             broken += len(batch.broken)
             if broken > max_broken * len(coords):
                 first = batch.broken[0]
@@ -174,10 +176,10 @@ class _Reading:
 
 
 def _batches(
-    reader: PatchReader, coords: NDArray[np.int64], size: int, batch_size: int, workers: int
+    reader: PatchReader, coords: NDArray[np.int64], size: int, batch_size: int, ahead: int, workers: int
 ) -> Iterator[Batch]:
     chunk_size = math.ceil(_CHUNK / batch_size) * batch_size  # no batch lies in two chunks
-    task = max(1, min(_TASK, _AHEAD * batch_size // (2 * workers)))
+    task = max(1, min(_TASK, ahead * batch_size // (2 * workers)))
     starts = deque(range(0, len(coords), batch_size))
     memory = _BatchMemory(batch_size, size)
     chunks: dict[int, Chunk] = {}
@@ -204,7 +206,7 @@ def _batches(
     with _one_cv2_thread(), ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
         try:
             while starts or queue:
-                while starts and len(queue) <= _AHEAD:
+                while starts and len(queue) < ahead:
                     queue.append(begin(starts.popleft()))
                 yield _finish(queue.popleft(), coords)
         finally:
@@ -250,7 +252,7 @@ class _BatchMemory:
 
     def take(self) -> NDArray[np.uint8]:
         """Return (batch_size, size, size, 3) with anything in it."""
-        memory = self._free.pop() if self._free else np.empty(math.prod(self._shape), dtype=np.uint8)
+        memory = self._free.pop() if self._free else empty_pixels(math.prod(self._shape))
         # Every view of ``owner`` (slices, tensors) keeps it alive: when it goes, the last of them has gone.
         owner = np.frombuffer(memory.data, dtype=np.uint8)
         weakref.finalize(owner, self._free.append, memory).atexit = False

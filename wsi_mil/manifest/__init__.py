@@ -10,7 +10,7 @@ from wsi_mil.manifest.labels import (
     read_labels,
     some,
 )
-from wsi_mil.manifest.slides import Found, SlideEntry, find_slides, read_manifest
+from wsi_mil.manifest.slides import Found, SlideEntry, find_remote_slides, find_slides, read_manifest
 
 __all__ = [
     "Found",
@@ -20,6 +20,7 @@ __all__ = [
     "check_patients",
     "check_splits",
     "classes_of",
+    "find_remote_slides",
     "find_slides",
     "match",
     "read_labels",

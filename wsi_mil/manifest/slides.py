@@ -8,7 +8,9 @@ import csv
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+import fsspec
 
 from wsi_mil.config import MPP_MAX, MPP_MIN, Location, location
 from wsi_mil.errors import ConfigError, LabelError
@@ -70,6 +72,36 @@ def find_slides(
     entries.sort(key=lambda entry: str(entry.path))
     _check_unique(entries, f"--slides {folder}")
     return Found(entries, others)
+
+
+def find_remote_slides(url: str, *, pattern: str = "", suffixes: Sequence[str]) -> list[SlideEntry]:
+    """Return the slide at ``url``, or those below it: files with one of ``suffixes``, in order of their URLs.
+
+    Raises:
+        ConfigError: the store cannot be listed, holds no slide there, or two with the same id.
+    """
+    if PurePosixPath(url).suffix.lower() in suffixes:
+        entries = [SlideEntry(PurePosixPath(url).stem, url)]
+    else:
+        try:
+            store, where = fsspec.core.url_to_fs(url)
+            found = sorted(store.unstrip_protocol(path) for path in store.find(where))
+        except Exception as error:  # every store has errors of its own
+            raise ConfigError(
+                f"--slides {url}: cannot be listed ({type(error).__name__}: {error})."
+            ) from error
+        paths = [(PurePosixPath(each), each) for each in found]
+        entries = [
+            SlideEntry(path.stem, each)
+            for path, each in paths
+            if path.suffix.lower() in suffixes and (not pattern or path.match(pattern))
+        ]
+        if not entries:
+            raise ConfigError(
+                f"--slides {url}: {len(found)} files, none of them a slide; list them in a manifest."
+            )
+    _check_unique(entries, f"--slides {url}")
+    return entries
 
 
 def read_manifest(path: Path) -> list[SlideEntry]:
