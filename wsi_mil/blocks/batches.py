@@ -20,7 +20,7 @@ from wsi_mil.errors import SlideError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.slide import Slide
 
-_AHEAD = 3  # batches on their way, at least; more of them would only leave the processor's caches
+_AHEAD = 2  # batches on their way, at least; more of them would only leave the processor's caches
 _TASK = 8  # at most so many patches are read by a thread in one go
 _CHUNK = 16_384  # patches planned at a time; the next chunk is planned with it, so that rows share blocks
 _LOOKS = 3  # patches tried for the comparison with Slide.read
@@ -76,7 +76,7 @@ def stream(
         return
     coords = np.asarray(coords, dtype=np.int64)
     workers = workers or parallel.cpu_count()
-    ahead = max(_AHEAD, math.ceil(_TASK * workers / batch_size))
+    ahead = max(_AHEAD, math.ceil(2 * _TASK * workers / batch_size))
     budget = max(memory_mib * 2**20 - (ahead + 1) * batch_size * geometry.patch_px**2 * 3, 0)
     reader = _open_reader(slide, coords, geometry, budget, note or (lambda _: None))
     broken = 0

@@ -48,7 +48,7 @@ class BlockCache:
         self._entries: dict[Key, _Entry] = {}
         self._kept = 0
         self._free: list[NDArray[np.uint8]] = []
-        self._alone, self._full = ScratchMemory(), ScratchMemory()
+        self._full = ScratchMemory()
         self._background = self._new()
         self._background[:] = table.background
 
@@ -65,7 +65,7 @@ class BlockCache:
             self._uses = (np.array(self._uses, dtype=np.int32) + more.ravel()).tolist()
 
     def take(self, key: Key) -> NDArray[np.uint8]:
-        """Return a block's pixels (height, width, 3), to be read until the same thread takes the next.
+        """Return a block's pixels (height, width, 3), to be read until the patch gives it back.
 
         Raises:
             BlockError: it cannot be decoded.
@@ -87,7 +87,7 @@ class BlockCache:
                     made = self._entries[key] = _Entry()
         if entry is None:
             if target is None:
-                return self._decode(key, self._alone.take(self.block_height, self.block_width))
+                return self._decode(key, self._new())
             return self._make(made, key, target)
         if entry.pixels is None and entry.error is None:
             with entry.making:  # another thread is at it

@@ -8,6 +8,7 @@ import threading
 from dataclasses import dataclass
 from typing import Protocol
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -129,6 +130,8 @@ class BlockPatches:
     def fetch(self, chunk: Chunk, first: int, last: int) -> None:
         """Begin to fetch the blocks under these patches."""
         table = self.cache.table
+        if not table.source.remote:
+            return
         keys = sorted({key for k in range(first, last) for key in chunk.keys(k)})
         ranges = [table.range_of(*key) for key in keys if table.holds(key) and not self.cache.has(key)]
         table.source.expect(ranges)
@@ -141,10 +144,10 @@ class BlockPatches:
             if ready:
                 x, y = chunk.x[k] // factor, chunk.y[k] // factor
                 if len(keys) > 1 or not cache.take_whole(keys[0], x, y, out):
-                    self._assemble(keys, x, y, out)
+                    self._assemble(chunk, k, x, y, out)
                 return
             region = self._memory.take(chunk.height[k], chunk.width[k])
-            self._assemble(keys, chunk.x[k], chunk.y[k], region)
+            self._assemble(chunk, k, chunk.x[k], chunk.y[k], region)
         finally:
             cache.release(keys)
         _shrink(region, out, chunk, k, self._placement)
@@ -153,15 +156,24 @@ class BlockPatches:
         """Close the file."""
         self.cache.table.close()
 
-    def _assemble(self, keys: list[Key], x: int, y: int, out: NDArray[np.uint8]) -> None:
-        """Copy the overlap of each block with the window at (x, y) of the (reduced) level into ``out``."""
+    def _assemble(self, chunk: Chunk, k: int, x: int, y: int, out: NDArray[np.uint8]) -> None:
+        """Copy the overlap of each block with the window at (x, y) of the (reduced) level into ``out``.
+
+        One call of OpenCV for a row of blocks: each call lets go of the interpreter's lock and waits for it
+        again, which is what two threads lose their time with.
+        """
         height, width = out.shape[:2]
         block_width, block_height = self.cache.block_width, self.cache.block_height
-        for key in keys:
-            top, left = key[0] * block_height - y, key[1] * block_width - x
-            y0, x0 = max(top, 0), max(left, 0)
-            y1, x1 = min(top + block_height, height), min(left + block_width, width)
-            out[y0:y1, x0:x1] = self.cache.take(key)[y0 - top : y1 - top, x0 - left : x1 - left]
+        (first_row, first), (last_row, last) = chunk.first_rc[k], chunk.last_rc[k]
+        take = self.cache.take
+        for row in range(first_row, last_row + 1):
+            top = row * block_height - y
+            y0, y1 = max(-top, 0), min(height - top, block_height)
+            pieces = []
+            for column in range(first, last + 1):
+                left = column * block_width - x
+                pieces.append(take((row, column))[y0:y1, max(-left, 0) : min(width - left, block_width)])
+            cv2.hconcat(pieces, dst=out[top + y0 : top + y1])
 
 
 def _block_factor(table: Table, placement: Placement) -> int:

@@ -24,6 +24,7 @@ class Source(Protocol):
     """Where the compressed bytes come from. Safe to use from several threads."""
 
     size: int
+    remote: bool
 
     def read(self, offset: int, count: int) -> bytes:
         """Return exactly ``count`` bytes; raises OSError."""
@@ -37,6 +38,8 @@ class Source(Protocol):
 
 class LocalFile:
     """A file on a disk."""
+
+    remote = False
 
     def __init__(self, path: Path) -> None:
         """Open ``path``; raises OSError."""
@@ -59,6 +62,8 @@ class LocalFile:
 
 class RemoteFile:
     """A file behind a URL, read in ranges: neighbouring ones in one request, several requests at a time."""
+
+    remote = True
 
     def __init__(self, url: str) -> None:
         """Ask for the file's size; raises OSError."""
