@@ -78,6 +78,7 @@ class BlockCache:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
+                self.decoded += 1
                 if self._kept >= self._room:
                     target = None  # no room: decode for this patch alone
                 else:
@@ -112,6 +113,7 @@ class BlockCache:
         with self._lock:
             if self._uses[key[0] * self.table.columns + key[1]] > 1 or key in self._entries:
                 return False
+            self.decoded += 1
         self._decode(key, out)
         return True
 
@@ -151,7 +153,6 @@ class BlockCache:
         return entry.pixels
 
     def _decode(self, key: Key, out: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        self.decoded += 1
         if self.factor == 1:
             self.table.decode(*key, out)
         else:

@@ -23,7 +23,7 @@ from wsi_mil.slide import Slide
 PLAIN_VENDORS = ("aperio", "generic-tiff", "philips")
 """What OpenSlide calls formats whose levels are plain grids of blocks; others overlap, shift or hide them."""
 
-_JPEG, _OLD_JPEG = 7, 6
+_JPEG = 7
 _APERIO_YCBCR, _JPEG2000 = 33003, (33003, 33005, 34712)
 _COMPRESSIONS = {
     1: "none",
