@@ -7,7 +7,8 @@
     ├── SlideError (OSError)          a slide cannot be opened, read or placed (no microns per pixel)
     ├── FormatError (ValueError)      a file of ours, or of another tool, is not what it should be
     │   └── StaleOutputError          an output is there, made with other settings or inputs
-    └── LabelError (ValueError)       labels or a manifest do not fit the slides
+    ├── LabelError (ValueError)       labels or a manifest do not fit the slides
+    └── StoreError (OSError)          an output cannot be written: disk full, read-only, no permission
 
 A message says which file or field, what was found, what was wanted, and what to do. Errors of other
 libraries are translated with ``raise ... from``; the only broad catch is per slide, in ``parallel.py``.
@@ -36,3 +37,7 @@ class StaleOutputError(FormatError):
 
 class LabelError(WsiMilError, ValueError):
     """Labels or a manifest do not fit the slides, or cannot carry the evaluation asked for."""
+
+
+class StoreError(WsiMilError, OSError):
+    """An output cannot be written: the disk is full, read-only, or does not let us."""

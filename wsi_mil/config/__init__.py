@@ -1,0 +1,46 @@
+"""One frozen dataclass per command: the flags, the TOML keys and the Python arguments are the same fields.
+
+Comes in: keyword arguments, or a TOML file with one table per command. Goes out: a checked config, its TOML,
+its record (the fields that change results) and the digest of that record. It knows no file format but TOML
+and imports nothing heavy, so that ``wsi-mil --help`` is quick.
+"""
+
+from wsi_mil.config.base import (
+    MPP_MAX,
+    MPP_MIN,
+    Json,
+    Location,
+    check_name,
+    digest,
+    first_difference,
+    location,
+    record,
+)
+from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
+from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+
+__all__ = [
+    "MPP_MAX",
+    "MPP_MIN",
+    "STAGE_CONFIGS",
+    "EmbedConfig",
+    "EncodersConfig",
+    "ExportConfig",
+    "HeatmapConfig",
+    "ImportConfig",
+    "Json",
+    "Location",
+    "ReportConfig",
+    "TileConfig",
+    "TrainConfig",
+    "VerifyConfig",
+    "check_name",
+    "digest",
+    "first_difference",
+    "from_toml",
+    "location",
+    "record",
+    "to_toml",
+    "toml_values",
+]
