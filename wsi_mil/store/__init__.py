@@ -1,16 +1,10 @@
 """Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
 
 from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
-from wsi_mil.store.hdf5 import (
-    Features,
-    Patches,
-    is_done,
-    read_features,
-    read_patches,
-    write_features,
-    write_patches,
-)
+from wsi_mil.store.features import FeatureStore, FeaturesWriter
+from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_features, write_patches
 from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write_heatmap
+from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
     features_folder,
     features_path,
@@ -20,14 +14,20 @@ from wsi_mil.store.layout import (
     patches_path,
 )
 from wsi_mil.store.models import model_digest, read_fold, write_fold
+from wsi_mil.store.opening import encoders_in, open_features
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 
 __all__ = [
+    "FeatureStore",
     "Features",
+    "FeaturesHead",
+    "FeaturesSummary",
+    "FeaturesWriter",
     "Heatmap",
     "Patches",
     "atomic_file",
     "atomic_folder",
+    "encoders_in",
     "features_folder",
     "features_path",
     "heatmap_folder",
@@ -36,6 +36,7 @@ __all__ = [
     "model_digest",
     "model_folder",
     "only_folder",
+    "open_features",
     "patches_path",
     "read_csv",
     "read_features",

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from wsi_mil.store.disk import disk_errors
+
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp$")
 
 
@@ -29,41 +31,60 @@ def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well the file there becomes ``path``, else it is removed.
 
     The block must have closed the file: it is reopened only to be flushed to disk.
+
+    Raises:
+        StoreError: the disk is full, read-only, or does not let us.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _temporary(path)
-    try:
-        yield temporary
-        _flush(temporary)
-        temporary.replace(path)
-        _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.replace(path)
+            _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Yield a temporary folder; when the block ends well it becomes ``path``, in place of an older one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Yield a temporary folder; when the block ends well it becomes ``path``, in place of an older one.
+
+    Raises:
+        StoreError: the disk is full, read-only, or does not let us.
+    """
     temporary = _temporary(path)
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        with _removed(temporary):
+            yield temporary
+            _put_in_place(temporary, path)
+
+
+@contextmanager
+def _removed(temporary: Path) -> Iterator[None]:
     try:
-        yield temporary
-        for each in sorted(temporary.rglob("*")):
-            _flush(each)
-        if path.exists():
-            # A folder cannot be replaced in one step; the older one steps aside under a temporary name.
-            aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
-            temporary.rename(path)
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            temporary.rename(path)
-        _flush(path.parent)
+        yield
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    for each in sorted(temporary.rglob("*")):
+        _flush(each)
+    if path.exists():
+        # A folder cannot be replaced in one step; the older one steps aside under a temporary name.
+        aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        temporary.rename(path)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        temporary.rename(path)
+    _flush(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,14 +1,15 @@
 """Patches and features as HDF5 files, one per slide (see FORMATS.md).
 
 Comes in: arrays and their geometry. Goes out: files that say what they are, which version, and which settings
-made them, under names that CLAM's and TRIDENT's readers know (``coords``, ``features``). Nothing here knows
-how a patch is found or embedded.
+made them, under names that CLAM's and TRIDENT's readers know (``coords``, ``features``), with a checksum for
+each dataset. Nothing here knows how a patch is found or embedded.
 """
 
-import dataclasses
-import hashlib
 import json
-from dataclasses import dataclass, field
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,96 +18,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil.config import Location
 from wsi_mil.errors import FormatError
-from wsi_mil.geometry import PatchGeometry
+from wsi_mil.store import attributes as attrs
+from wsi_mil.store import checksum
 from wsi_mil.store.atomic import atomic_file
+from wsi_mil.store.disk import disk_errors
+from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.record import same_record
 
-FORMAT_VERSION = 1
-_CHUNK_ROWS = 512
-
-
-@dataclass(frozen=True, kw_only=True)
-class Patches:
-    """Where the patches of one slide lie.
-
-    ``coords`` (N, 2) int64 level-0 (x, y) of top-left corners, row-major; ``tissue_fraction`` (N,) float32;
-    ``record`` the settings that made them (``config.record``). N = 0 is a slide without tissue.
-    """
-
-    slide_id: str
-    slide_path: Location
-    reader: str
-    mpp_source: str
-    geometry: PatchGeometry
-    coords: NDArray[np.int64]
-    tissue_fraction: NDArray[np.float32]
-    record: dict[str, Any]
-
-    @property
-    def digest(self) -> str:
-        """Digest of the settings and the coords: other patches have another digest."""
-        coords = hashlib.sha256(np.ascontiguousarray(self.coords, dtype="<i8").tobytes()).hexdigest()
-        return configs.digest(self.record | {"coords": coords})
-
-
-@dataclass(frozen=True, kw_only=True)
-class Features:
-    """What an encoder made of the patches of one slide: enough for training and heatmaps.
-
-    ``features`` (N, D) float16, row k belongs to ``coords`` row k. ``patches_digest`` is that of the patches
-    they were made from. ``left_out``: for each of those patches that could not be read and is missing here, a
-    dict (index among the patches, x_l0, y_l0, where, reason).
-    """
-
-    slide_id: str
-    slide_path: Location
-    reader: str
-    geometry: PatchGeometry
-    coords: NDArray[np.int64]
-    features: NDArray[np.float16]
-    encoder: str
-    weights_digest: str
-    patches_digest: str
-    record: dict[str, Any]
-    notes: dict[str, Any] = field(default_factory=dict)
-    left_out: tuple[dict[str, Any], ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuse features that do not belong to the coords, or are not numbers."""
-        if self.features.ndim != 2 or len(self.features) != len(self.coords):
-            raise FormatError(
-                f"{self.slide_id}: features of shape {self.features.shape} for {len(self.coords)} patches."
-            )
-        bad = np.flatnonzero(~np.isfinite(self.features).all(axis=1))
-        if len(bad):
-            raise FormatError(
-                f"{self.slide_id}: the features of {len(bad)} patches hold NaN or infinity, the first is "
-                f"patch {bad[0]} at {self.coords[bad[0]].tolist()} (level-0 x, y); "
-                "embed with --precision fp32, or check the weights."
-            )
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size."""
-        return {
-            "encoder": self.encoder,
-            "weights_digest": self.weights_digest,
-            "dim": int(self.features.shape[1]),
-            "mpp": self.geometry.mpp,
-            "patch_px": self.geometry.patch_px,
-        }
+CHUNK_ROWS = 512
+_ROOM = 256 * 1024  # what HDF5 itself needs beside the arrays of a file, at most
 
 
 def write_patches(path: Path, patches: Patches) -> None:
-    """Write one slide's patches to ``path``, whole or not at all."""
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        _write_head(file, "wsi-mil patches", patches, patches.record)
-        file.attrs["mpp_source"] = patches.mpp_source
-        file.attrs["patches_digest"] = patches.digest
-        _write_coords(file, patches)
-        file.create_dataset("tissue_fraction", data=patches.tissue_fraction.astype(np.float32))
+    """Write one slide's patches to ``path``, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full, read-only, or does not let us.
+    """
+    arrays = {
+        "coords": patches.coords.astype("<i8"),
+        "tissue_fraction": patches.tissue_fraction.astype("<f4"),
+    }
+    attributes = attrs.of_patches(patches)
+    with _new_file(path, sum(each.nbytes for each in arrays.values())) as file:
+        for name, array in arrays.items():
+            file.create_dataset(name, data=array)
+            attributes[name]["checksum"] = checksum.of_array(array)
+        _write_attributes(file, attributes)
 
 
 def read_patches(path: Path) -> Patches:
@@ -115,59 +54,106 @@ def read_patches(path: Path) -> Patches:
     Raises:
         FormatError: no such file, no HDF5, or not a patches file of a version that this program knows.
     """
-    with _open(path, "wsi-mil patches", "run `wsi-mil tile` first") as file:
-        attrs = file.attrs
+    with opened(path, attrs.PATCHES, "run `wsi-mil tile` first") as file:
+        root = file.attrs
         return Patches(
-            slide_id=str(attrs["slide_id"]),
-            slide_path=configs.location(str(attrs["slide_path"])),
-            reader=str(attrs["reader"]),
-            mpp_source=str(attrs["mpp_source"]),
-            geometry=_read_geometry(attrs),
+            slide_id=str(root["slide_id"]),
+            slide_path=configs.location(str(root["slide_path"])),
+            reader=str(root["reader"]),
+            mpp_source=str(root["mpp_source"]),
+            geometry=attrs.to_geometry(root),
             coords=file["coords"][:].astype(np.int64),
             tissue_fraction=file["tissue_fraction"][:],
-            record=json.loads(str(attrs["config"])),
+            record=json.loads(str(root["config"])),
+            slide_fingerprint=str(root.get("slide_fingerprint", "")),
         )
 
 
 def write_features(path: Path, features: Features) -> None:
-    """Write one slide's features to ``path``, whole or not at all."""
-    with atomic_file(path) as temporary, h5py.File(temporary, "w") as file:
-        _write_head(file, "wsi-mil features", features, features.record)
-        file.attrs["encoder"] = features.encoder
-        file.attrs["weights_digest"] = features.weights_digest
-        file.attrs["patches_digest"] = features.patches_digest
-        file.attrs["notes"] = json.dumps(features.notes)
-        file.attrs["left_out"] = len(features.left_out)
-        if features.left_out:  # a dataset: attributes hold 64 KiB at most
-            file.create_dataset("left_out", data=[json.dumps(each) for each in features.left_out])
-        _write_coords(file, features)
-        shape = features.features.shape
-        chunks = (min(_CHUNK_ROWS, shape[0]), shape[1]) if shape[0] else None
-        file.create_dataset("features", data=features.features.astype(np.float16), chunks=chunks)
+    """Write one slide's features to ``path``, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full, read-only, or does not let us.
+    """
+    stream_features(path, features.head, features.coords, [features.features], features.left_out)
+
+
+def stream_features(
+    path: Path,
+    head: FeaturesHead,
+    coords: NDArray[np.int64],
+    blocks: Iterable[NDArray[np.float16]],
+    left_out: Iterable[Mapping[str, Any]],
+) -> None:
+    """Write features that come in blocks of rows, in the order of ``coords``, whole or not at all.
+
+    Raises:
+        StoreError: the disk is full, read-only, or does not let us.
+    """
+    texts = [json.dumps(each) for each in left_out]
+    attributes = attrs.of_features(head, len(texts))
+    coords = coords.astype("<i8")
+    shape = len(coords), head.dim
+    need = coords.nbytes + 2 * shape[0] * shape[1] + sum(len(text) + 64 for text in texts)
+    with _new_file(path, need) as file:
+        if texts:  # a dataset: attributes hold 64 KiB at most
+            file.create_dataset("left_out", data=texts)
+            attributes["left_out"]["checksum"] = checksum.of_texts(texts)
+        file.create_dataset("coords", data=coords)
+        attributes["coords"]["checksum"] = checksum.of_array(coords)
+        chunks = (min(CHUNK_ROWS, shape[0]), shape[1]) if all(shape) else None
+        dataset = file.create_dataset("features", shape=shape, dtype="<f2", chunks=chunks)
+        total, start = checksum.Checksum(), 0
+        for block in blocks:
+            rows = block.astype("<f2", copy=False)
+            if len(rows):
+                dataset[start : start + len(rows)] = rows
+            total.update(rows)
+            start += len(rows)
+        attributes["features"]["checksum"] = total.text()
+        _write_attributes(file, attributes)
 
 
 def read_features(path: Path) -> Features:
     """Read one slide's features.
 
     Raises:
-        FormatError: no such file, no HDF5, or not a features file of a version that this program knows.
+        FormatError: no such file, no HDF5, not a features file of a version that this program knows, or
+            other values than those that were written.
     """
-    with _open(path, "wsi-mil features", "run `wsi-mil embed` first") as file:
-        attrs = file.attrs
+    with opened(path, attrs.FEATURES, "run `wsi-mil embed` first") as file:
+        values = file["features"][:]
+        stated = file["features"].attrs.get("checksum")
+        if stated is not None and stated != checksum.of_array(values):
+            raise FormatError(
+                f"{path}: the features are not those that were written (their checksum differs): the disk or "
+                "a copy damaged them. Run `wsi-mil verify --repair`, then embed again."
+            )
+        head = attrs.to_head(file.attrs, values.shape[1])
         return Features(
-            slide_id=str(attrs["slide_id"]),
-            slide_path=configs.location(str(attrs["slide_path"])),
-            reader=str(attrs["reader"]),
-            geometry=_read_geometry(attrs),
+            slide_id=head.slide_id,
+            slide_path=head.slide_path,
+            reader=head.reader,
+            geometry=head.geometry,
             coords=file["coords"][:].astype(np.int64),
-            features=file["features"][:],
-            encoder=str(attrs["encoder"]),
-            weights_digest=str(attrs["weights_digest"]),
-            patches_digest=str(attrs["patches_digest"]),
-            record=json.loads(str(attrs["config"])),
-            notes=json.loads(str(attrs["notes"])),
-            left_out=tuple(json.loads(each) for each in file["left_out"][:]) if "left_out" in file else (),
+            features=values,
+            encoder=head.encoder,
+            weights_digest=head.weights_digest,
+            patches_digest=head.patches_digest,
+            record=head.record,
+            notes=head.notes,
+            left_out=tuple(json.loads(each) for each in left_out_texts(file)),
         )
+
+
+def summarise_features(path: Path) -> FeaturesSummary:
+    """Return what a features file says about itself, without reading its arrays.
+
+    Raises:
+        FormatError: as ``read_features``.
+    """
+    with opened(path, attrs.FEATURES, "run `wsi-mil embed` first") as file:
+        return attrs.to_summary(read_attributes(file), file["features"].shape)
 
 
 def is_done(path: Path, record: dict[str, Any], what: str, overwrite: bool = False) -> bool:
@@ -182,7 +168,7 @@ def is_done(path: Path, record: dict[str, Any], what: str, overwrite: bool = Fal
     if not path.exists():
         return False
     try:
-        with _open(path, f"wsi-mil {what}", "") as file:
+        with opened(path, f"wsi-mil {what}", "") as file:
             found = json.loads(str(file.attrs["config"]))
     except FormatError:
         if overwrite:
@@ -191,58 +177,86 @@ def is_done(path: Path, record: dict[str, Any], what: str, overwrite: bool = Fal
     return same_record(found, record, path, overwrite)
 
 
-def _write_head(file: Any, kind: str, item: Patches | Features, record: dict[str, Any]) -> None:
-    head = {
-        "format": kind,
-        "format_version": FORMAT_VERSION,
-        "config": json.dumps(record),
-        "config_digest": configs.digest(record),
-        "slide_id": item.slide_id,
-        "slide_path": str(item.slide_path),
-        "reader": item.reader,
-    }
-    for name, value in (head | dataclasses.asdict(item.geometry)).items():
-        file.attrs[name] = value
+@contextmanager
+def opened(path: Path, kind: str, advice: str) -> Iterator[Any]:
+    """Open ``path`` for reading after checking what it says it is.
 
-
-def _write_coords(file: Any, item: Patches | Features) -> None:
-    dataset = file.create_dataset("coords", data=item.coords.astype(np.int64))
-    # The names under which TRIDENT's readers look for the same facts.
-    dataset.attrs["patch_size"] = item.geometry.patch_px
-    dataset.attrs["patch_size_level0"] = round(item.geometry.patch_size_l0)
-    dataset.attrs["level0_width"] = item.geometry.width_l0
-    dataset.attrs["level0_height"] = item.geometry.height_l0
-    dataset.attrs["name"] = item.slide_id
-
-
-def _read_geometry(attrs: Any) -> PatchGeometry:
-    return PatchGeometry(
-        mpp=float(attrs["mpp"]),
-        patch_px=int(attrs["patch_px"]),
-        patch_size_l0=float(attrs["patch_size_l0"]),
-        stride_l0=float(attrs["stride_l0"]),
-        width_l0=int(attrs["width_l0"]),
-        height_l0=int(attrs["height_l0"]),
-        mpp_l0=float(attrs["mpp_l0"]),
-    )
-
-
-def _open(path: Path, kind: str, advice: str) -> Any:
-    """Open ``path`` for reading after checking what it says it is."""
+    Raises:
+        FormatError: it is not what it should be, or the block meets something that it should not hold.
+    """
     if not path.exists():
         raise FormatError(f"{path}: no such file; {advice or 'it should hold ' + kind}.")
     try:
         file = h5py.File(path, "r")
+    except PermissionError as error:
+        raise FormatError(f"{path}: no permission to read it; change its permissions (chmod).") from error
     except OSError as error:
         raise FormatError(
             f"{path}: not readable as HDF5 ({error}); remove it and run the stage again."
         ) from error
-    found, version = file.attrs.get("format"), int(file.attrs.get("format_version", 0))
-    if found != kind or version != FORMAT_VERSION:
-        file.close()
-        if found == kind and version > FORMAT_VERSION:
+    with file:
+        attrs.check_format(str(path), file.attrs, kind)
+        try:
+            yield file
+        except FormatError:
+            raise
+        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError) as error:
             raise FormatError(
-                f"{path}: format version {version}, this program knows {FORMAT_VERSION}; update wsi-mil."
-            )
-        raise FormatError(f"{path}: says it is {found!r} version {version}; wanted {kind!r} version 1.")
-    return file
+                f"{path}: damaged, or not as FORMATS.md says ({error}); remove it and run the stage again."
+            ) from error
+
+
+def read_attributes(file: Any) -> attrs.Attributes:
+    """Return the attributes of the root and of each dataset."""
+    found = {"": dict(file.attrs)}
+    return found | {name: dict(file[name].attrs) for name in file}
+
+
+def left_out_texts(file: Any) -> list[str]:
+    """Return the JSON texts of the patches that are left out of a features file."""
+    return [each.decode() for each in file["left_out"][:]] if "left_out" in file else []
+
+
+def _write_attributes(file: Any, attributes: attrs.Attributes) -> None:
+    attributes[""]["attributes_checksum"] = checksum.of_attributes(attributes)
+    for owner, values in attributes.items():
+        target = file[owner] if owner else file
+        for name, value in values.items():
+            target.attrs[name] = value
+
+
+@contextmanager
+def _new_file(path: Path, size: int) -> Iterator[Any]:
+    """Yield a new HDF5 file that becomes ``path`` when the block ends well; its arrays have ``size`` bytes.
+
+    The space is reserved first, because the HDF5 library does not outlive a disk that fills up under it: its
+    file can be neither written nor closed, and the process crashes when it tries.
+    """
+    with disk_errors(path, size), atomic_file(path) as temporary:
+        file = h5py.File(temporary, "w")
+        used = 0
+        try:
+            _reserve(temporary, size + size // 50 + _ROOM)
+            yield file
+            file.flush()
+            used = file.id.get_filesize()
+        except OSError:
+            _let_go(file)
+            raise
+        finally:
+            file.close()
+        os.truncate(temporary, used)  # gives back what was reserved and is not needed
+
+
+def _reserve(path: Path, size: int) -> None:
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def _let_go(file: Any) -> None:
+    """Let a file that is given up be closed: what the library still has to write goes nowhere."""
+    with tempfile.TemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as nowhere:
+        os.dup2(nowhere.fileno(), file.id.get_vfd_handle())
+    with suppress(OSError):
+        file.flush()

@@ -1,0 +1,149 @@
+"""What is stored of a slide, as it is in memory: patches and features, whatever kind of file holds them.
+
+Comes in: arrays and facts. Goes out: frozen records that refuse what does not belong together. Nothing here
+knows a file.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_mil import config as configs
+from wsi_mil.config import Location
+from wsi_mil.errors import FormatError
+from wsi_mil.geometry import PatchGeometry
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patches:
+    """Where the patches of one slide lie.
+
+    ``coords`` (N, 2) int64 level-0 (x, y) of top-left corners, row-major; ``tissue_fraction`` (N,) float32;
+    ``record`` the settings that made them (``config.record``). N = 0 is a slide without tissue.
+    ``slide_fingerprint`` says which bytes the slide's file had; empty where it was not taken.
+    """
+
+    slide_id: str
+    slide_path: Location
+    reader: str
+    mpp_source: str
+    geometry: PatchGeometry
+    coords: NDArray[np.int64]
+    tissue_fraction: NDArray[np.float32]
+    record: dict[str, Any]
+    slide_fingerprint: str = ""
+
+    @property
+    def digest(self) -> str:
+        """Digest of the settings and the coords: other patches have another digest."""
+        coords = hashlib.sha256(np.ascontiguousarray(self.coords, dtype="<i8").tobytes()).hexdigest()
+        return configs.digest(self.record | {"coords": coords})
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesHead:
+    """All that is known of a slide's features before the first patch is embedded.
+
+    ``dim`` is D, the length of a feature vector; ``patches_digest`` that of the patches they are made from;
+    ``record`` the settings and inputs that make them.
+    """
+
+    slide_id: str
+    slide_path: Location
+    reader: str
+    geometry: PatchGeometry
+    encoder: str
+    weights_digest: str
+    patches_digest: str
+    dim: int
+    record: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesSummary:
+    """What a slide's features say about themselves, without the arrays.
+
+    ``patches`` is N, ``left_out`` how many patches are missing; ``checksums`` has ``attributes`` and the
+    name of each dataset, and is empty for files that were written before there were checksums.
+    """
+
+    head: FeaturesHead
+    patches: int
+    left_out: int
+    checksums: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What an encoder made of the patches of one slide: enough for training and heatmaps.
+
+    ``features`` (N, D) float16, row k belongs to ``coords`` row k. ``patches_digest`` is that of the patches
+    they were made from. ``left_out``: for each of those patches that could not be read and is missing here, a
+    dict (index among the patches, x_l0, y_l0, where, reason).
+    """
+
+    slide_id: str
+    slide_path: Location
+    reader: str
+    geometry: PatchGeometry
+    coords: NDArray[np.int64]
+    features: NDArray[np.float16]
+    encoder: str
+    weights_digest: str
+    patches_digest: str
+    record: dict[str, Any]
+    notes: dict[str, Any] = field(default_factory=dict)
+    left_out: tuple[dict[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse features that do not belong to the coords, or are not numbers."""
+        if self.features.ndim != 2 or len(self.features) != len(self.coords):
+            raise FormatError(
+                f"{self.slide_id}: features of shape {self.features.shape} for {len(self.coords)} patches."
+            )
+        check_finite(self.slide_id, self.features, np.arange(len(self.coords)), self.coords)
+
+    @property
+    def head(self) -> FeaturesHead:
+        """What the features say beside their arrays."""
+        return FeaturesHead(
+            slide_id=self.slide_id,
+            slide_path=self.slide_path,
+            reader=self.reader,
+            geometry=self.geometry,
+            encoder=self.encoder,
+            weights_digest=self.weights_digest,
+            patches_digest=self.patches_digest,
+            dim=int(self.features.shape[1]),
+            record=self.record,
+            notes=self.notes,
+        )
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size."""
+        return {
+            "encoder": self.encoder,
+            "weights_digest": self.weights_digest,
+            "dim": int(self.features.shape[1]),
+            "mpp": self.geometry.mpp,
+            "patch_px": self.geometry.patch_px,
+        }
+
+
+def check_finite(
+    slide_id: str, features: NDArray[np.float16], index: NDArray[np.int64], coords: NDArray[np.int64]
+) -> None:
+    """Raise FormatError where ``features`` (n, D) of patches ``index`` (n,) hold NaN or infinity."""
+    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    if len(bad):
+        first = int(index[bad].min())
+        raise FormatError(
+            f"{slide_id}: the features of {len(bad)} patches hold NaN or infinity, the first is "
+            f"patch {first} at {coords[first].tolist()} (level-0 x, y); "
+            "embed with --precision fp32, or check the weights."
+        )
