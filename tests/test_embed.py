@@ -95,6 +95,12 @@ def test_run_twice_does_nothing_and_other_patches_are_refused(tiled, weights, tm
         embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=other))
 
 
+def forget_fingerprint(run, slide_id):
+    """Make a slide's patches as an older version wrote them: what changes in the slide's file is not seen."""
+    path = store.patches_path(run, slide_id)
+    store.write_patches(path, dataclasses.replace(store.read_patches(path), slide_fingerprint=""))
+
+
 def test_slides_that_vanished_broke_or_were_replaced_fail_alone(tiled, weights, tmp_path, make_slide):
     (tmp_path / "slides" / "b.tiff").unlink()
     make_slide("blank.tiff", tissue=(), width=1000, height=900)
@@ -104,6 +110,10 @@ def test_slides_that_vanished_broke_or_were_replaced_fail_alone(tiled, weights, 
     assert set(reasons) == {"a", "b", "blank"}
     assert "no such file" in reasons["b"]
     assert "is 1000 x 900 pixels and was 2048 x 1536 when it was tiled" in reasons["blank"]
+    assert "a.svs: its bytes are not those that were tiled: the file was replaced" in reasons["a"]
+    forget_fingerprint(tiled, "a")
+    result = embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights))
+    reasons = {each.slide_id: each.reason for each in result.failed}
     assert "12 or more of 12 patches cannot be read, more than the 1.00% that may be left out" in reasons["a"]
     assert not list((tiled / "features" / TINY).glob("*"))
 
@@ -183,6 +193,7 @@ def test_unreadable_patches_are_left_out_counted_and_named(tiled, weights, tmp_p
     with open_slide(path) as slide:
         whole = embed.embed_slide(slide, patches, encoder)
     break_one_block(path, 8 + 2)
+    forget_fingerprint(tiled, "a")
     settings = {"run": tiled, "encoder": TINY, "weights": weights}
     failed = embed.run(EmbedConfig(**settings)).failed
     assert "1 or more of 12 patches cannot be read" in failed[0].reason

@@ -71,6 +71,7 @@ class Encoder:
     patch_px: int
     mpp: float | None
     weights_digest: str
+    castable: bool = True
 
     def to(self, device: torch.device) -> "Encoder":
         """Return the encoder on a device."""

@@ -2,7 +2,7 @@
 
 Comes in: a picklable function of one task, and a task per slide id. Goes out: one ``Outcome`` per slide, in
 the order of the tasks. It knows nothing of slides, stages or files. The only broad ``except`` of the project
-is here, in ``attempt``, and it keeps the traceback.
+is here, in ``contained``, and it keeps the traceback.
 """
 
 import multiprocessing
@@ -79,19 +79,42 @@ def attempt(slide_id: str, function: Callable[[Task], Mapping[str, Any] | None],
     The function returns facts about the slide, or None where there was nothing left to do (skipped).
     """
     start = time.perf_counter()
-    try:
+    facts: Mapping[str, Any] | None = None
+    with contained(slide_id, start) as result:
         facts = function(task)
+    if result.failure:
+        return result.failure
+    status: Literal["done", "skipped"] = "skipped" if facts is None else "done"
+    return Outcome(slide_id=slide_id, status=status, seconds=time.perf_counter() - start, facts=facts or {})
+
+
+@dataclass
+class Contained:
+    """What ``contained`` yields: the ``failure`` of its block, None where there was none."""
+
+    failure: Outcome | None = None
+    error: Exception | None = None
+
+
+@contextmanager
+def contained(slide_id: str, start: float) -> Iterator[Contained]:
+    """Keep an exception of the block to one slide: it ends as ``failure``, with its traceback.
+
+    ``start`` is when the work on the slide began (``time.perf_counter``).
+    """
+    result = Contained()
+    try:
+        yield result
     except Exception as error:
+        result.error = error
         reason = str(error) if isinstance(error, WsiMilError) else f"{type(error).__name__}: {error}"
-        return Outcome(
+        result.failure = Outcome(
             slide_id=slide_id,
             status="failed",
             seconds=time.perf_counter() - start,
             reason=reason,
             traceback=traceback.format_exc(),
         )
-    status: Literal["done", "skipped"] = "skipped" if facts is None else "done"
-    return Outcome(slide_id=slide_id, status=status, seconds=time.perf_counter() - start, facts=facts or {})
 
 
 def map_slides(
@@ -205,7 +228,7 @@ def _in_processes(
 def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     # "spawn": OpenSlide, OpenCV and torch hold threads and locks that do not survive a fork.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_enter_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=enter_worker)
     try:
         yield pool
     except BaseException:
@@ -217,7 +240,7 @@ def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     pool.shutdown(wait=True)
 
 
-def _enter_worker() -> None:
+def enter_worker() -> None:
     """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot end its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

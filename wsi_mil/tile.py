@@ -4,6 +4,7 @@ Comes in: slides. Goes out: RUN/patches/<slide_id>.h5 with the coords, a preview
 as GeoJSON. No pixels of patches are stored, and nothing here knows what an encoder is.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +19,11 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import geometry, manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
-from wsi_mil.errors import ConfigError
+from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.parallel import StageResult, console
-from wsi_mil.slide import SUFFIXES, Slide, detect, dicom_series, open_slide
+from wsi_mil.slide import SUFFIXES, Slide, detect, dicom_series, fingerprint, open_slide
 
 PREVIEW_PX = 1400
 _OUTLINE_RGB, _PATCH_RGB = (0, 110, 60), (20, 60, 200)
@@ -161,11 +162,19 @@ def _for_slide(entry: SlideEntry, config: TileConfig) -> TileConfig:
     return config if entry.mpp is None else dataclasses.replace(config, slide_mpp=entry.mpp)
 
 
+def _record(config: TileConfig, slide_fingerprint: str) -> dict[str, Any]:
+    """Return what a slide's patches depend on: the settings, and which bytes the slide has."""
+    return configs.record(config, slide_fingerprint=slide_fingerprint)
+
+
 def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
     """Raise before any work when an output of other settings is in the way, and name what else is there."""
     for entry in entries:
         path = store.patches_path(config.run, entry.slide_id)
-        store.is_done(path, configs.record(_for_slide(entry, config)), "patches", config.overwrite)
+        if path.exists():
+            with contextlib.suppress(SlideError):  # a slide that is gone fails by itself
+                record = _record(_for_slide(entry, config), fingerprint(entry.path))
+                store.is_done(path, record, "patches", config.overwrite)
     known = {entry.slide_id for entry in entries}
     others = [p.stem for p in sorted((config.run / "patches").glob("*.h5")) if p.stem not in known]
     if others:
@@ -180,7 +189,8 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     entry, config = task
     config = _for_slide(entry, config)
     path = store.patches_path(config.run, entry.slide_id)
-    if store.is_done(path, configs.record(config), "patches", config.overwrite):
+    bytes_now = fingerprint(entry.path)
+    if store.is_done(path, _record(config, bytes_now), "patches", config.overwrite):
         return None
     cv2.setNumThreads(1)  # slides are what runs side by side
     with open_slide(entry.path, config.reader, config.slide_mpp) as slide:
@@ -192,7 +202,10 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     plan = tiling.patches.geometry
     outlines = tissue.outlines_l0(tiling.tissue.mask, plan.width_l0, plan.height_l0)
     store.write_text(path.with_suffix(".geojson"), tissue.to_geojson(outlines))
-    store.write_patches(path, tiling.patches)  # last: its presence says that the slide is done
+    patches = dataclasses.replace(
+        tiling.patches, slide_fingerprint=bytes_now, record=_record(config, bytes_now)
+    )
+    store.write_patches(path, patches)  # last: its presence says that the slide is done
     if not len(tiling.patches.coords):
         note = "; ".join(filter(None, [note, "no tissue found: 0 patches (see the preview)"]))
     return {

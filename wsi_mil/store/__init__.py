@@ -1,6 +1,7 @@
 """Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
 
 from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
+from wsi_mil.store.claims import Claims, Holder
 from wsi_mil.store.features import FeatureStore, FeaturesWriter
 from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_features, write_patches
 from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write_heatmap
@@ -18,12 +19,14 @@ from wsi_mil.store.opening import encoders_in, open_features
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 
 __all__ = [
+    "Claims",
     "FeatureStore",
     "Features",
     "FeaturesHead",
     "FeaturesSummary",
     "FeaturesWriter",
     "Heatmap",
+    "Holder",
     "Patches",
     "atomic_file",
     "atomic_folder",

@@ -99,16 +99,17 @@ def sweep(folder: Path) -> None:
         return
     for path in folder.iterdir():
         match = _TEMPORARY.match(path.name)
-        if match and match["host"] == _host() and not _alive(int(match["pid"])):
+        # Our own number on a leftover is that of an earlier process: nothing is being written yet.
+        gone = match and (int(match["pid"]) == os.getpid() or not process_alive(int(match["pid"])))
+        if match and gone and match["host"] == _host():
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
 
 
-def _alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # a leftover of an earlier process that had our number: nothing is being written yet
+def process_alive(pid: int) -> bool:
+    """Tell whether a process of this machine is running."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

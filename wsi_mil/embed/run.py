@@ -1,0 +1,228 @@
+"""Plan the embed stage, see it done by one process or several, and keep its table.
+
+Comes in: a config. Goes out: RUN/features/<encoder>, RUN/embed/slides.csv and stage.json, and a summary of
+what became of every slide.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from wsi_mil import config as configs
+from wsi_mil import parallel, store
+from wsi_mil.config import EmbedConfig
+from wsi_mil.device import pick_device
+from wsi_mil.embed import devices
+from wsi_mil.embed.engine import Engine
+from wsi_mil.embed.feed import Job, ReadSettings, read_job
+from wsi_mil.embed.precision import Precision, choose
+from wsi_mil.embed.source import Source
+from wsi_mil.embed.table import Table
+from wsi_mil.embed.work import Work
+from wsi_mil.encoders import Encoder, load_encoder
+from wsi_mil.errors import ConfigError
+from wsi_mil.parallel import Outcome, StageResult, console
+
+
+def run(config: EmbedConfig) -> StageResult:
+    """Embed the patches of every slide of a run; one bad slide does not end it.
+
+    Several processes, on one machine or many, may do this on one run folder at a time and share the slides.
+
+    Raises:
+        ConfigError: RUN/patches is empty, or the device or the encoder is not to be had.
+        FormatError: the weights file does not fit.
+        StaleOutputError: features of other settings, weights or patches are there, and ``overwrite`` is off.
+    """
+    paths = sorted((config.run / "patches").glob("*.h5"))
+    if not paths:
+        raise ConfigError(
+            f"--run {config.run}: no patches in {config.run / 'patches'}; run `wsi-mil tile` first."
+        )
+    with store.stage_record(config.run, "embed", config) as record:
+        encoder = _load(config)
+        plan = make_plan(config, paths, encoder)
+        for each in plan.skipped:
+            if each.reason:
+                console.print(f"left out: {each.slide_id} ({each.reason})", markup=False)
+        plan.target.sweep()
+        table = Table(config.run / "embed" / "slides.csv", plan.skipped)
+        try:
+            with parallel.progress("embed", plan.patches, "patches") as report:
+                seat = _Seat(table, report)
+                record["weights_digest"] = encoder.weights_digest
+                run_name = f"{os.getpid()}-{time.time_ns()}"  # of this command and its processes
+                if plan.jobs and config.devices:
+                    names = tuple(f"cuda:{each}" if each.isdigit() else each for each in config.devices)
+                    facts = devices.run_on(names, _work_on_device, (config, run_name), seat)
+                    record.update(facts)
+                    _name_the_lost(config, plan, table)
+                elif plan.jobs:
+                    record.update(work(config, plan, encoder, seat, run_name))
+        finally:
+            table.save()
+    return StageResult(stage="embed", output=Path(plan.target.place), outcomes=table.outcomes())
+
+
+@dataclass
+class Plan:
+    """What is to be done: ``jobs``, the largest first; and the outcomes of slides that need nothing."""
+
+    target: store.FeatureStore
+    jobs: list[Job]
+    skipped: list[Outcome]
+    allowed: str
+    """Words for a mismatch of encoder and patches that was allowed, or ""."""
+
+    @property
+    def patches(self) -> int:
+        """The patches of all jobs."""
+        return sum(len(each.patches.coords) for each in self.jobs)
+
+
+@dataclass
+class _Seat:
+    """Where news of the work go: the table and the terminal."""
+
+    table: Table
+    report: Callable[..., None]
+    said: set[str] = field(default_factory=set)
+
+    def advance(self, patches: int) -> None:
+        """Move the bar."""
+        self.report(patches)
+
+    def finished(self, outcome: Outcome) -> None:
+        """Take a slide's outcome."""
+        self.table.add(outcome)
+        self.report(outcome)
+        if outcome.facts.get("reason"):
+            self.say(f"{outcome.slide_id}: {outcome.facts['reason']}")
+
+    def say(self, words: str) -> None:
+        """Print something, once."""
+        if words not in self.said:
+            self.said.add(words)
+            console.print(words, markup=False, soft_wrap=True)
+
+
+def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name: str) -> dict[str, Any]:
+    """Embed a plan's jobs in this process, sharing them with others; return facts for stage.json.
+
+    ``seat`` is told what happens: ``advance(patches)``, ``finished(outcome)``, ``say(words)``.
+
+    Raises:
+        ConfigError: the device is not to be had, or its memory does not suffice.
+    """
+    device = pick_device(config.device)
+    precision = choose(config.precision, encoder, device)
+    engine = Engine(
+        encoder,
+        device,
+        precision.name,
+        batch_size=config.batch_size,
+        compiled=config.compile,
+        fp32_layers=precision.fp32_layers,
+        say=lambda words: seat.say(f"embed: {words}"),
+    )
+    _announce(encoder, plan, device, precision, seat.say)
+    settings = ReadSettings(config.batch_size, config.workers, config.memory_mib, config.max_broken)
+
+    def finished(job: Job, outcome: Outcome) -> None:
+        claims.give_back(job.slide_id)
+        seat.finished(outcome)
+
+    def is_done(job: Job) -> bool:
+        return plan.target.is_done(job.slide_id, job.record, config.overwrite)
+
+    folder = config.run / "embed" / "claims" / store.features_folder(config.run, encoder.name).name
+    with store.Claims(folder, run_name) as claims:
+        source = Source(plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"))
+        worker = Work(
+            encoder=engine.encoder,
+            device=device,
+            precision=precision,
+            engine=engine,
+            target=plan.target,
+            allowed=plan.allowed,
+            advance=seat.advance,
+            finished=finished,
+        )
+        read = read_job(settings, lambda words: seat.say(f"embed: some slides are {words}"))
+        worker.run(source, read, source.stop)
+    facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
+    if engine.batch_size < config.batch_size:
+        facts["batch_size_that_fits"] = engine.batch_size
+    return facts
+
+
+def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
+    """Read all patches: what is stale, unreadable or does not fit is known before an hour of work.
+
+    Raises:
+        ConfigError: the encoder does not want such patches. FormatError, StaleOutputError: see ``run``.
+    """
+    target = store.open_features(config.run, encoder.name, config.store, config.store_url)
+    jobs: list[Job] = []
+    skipped: list[Outcome] = []
+    allowed = ""
+    for path in paths:
+        patches = store.read_patches(path)
+        record = configs.record(
+            config, weights_digest=encoder.weights_digest, patches_digest=patches.digest, tile=patches.record
+        )
+        if target.is_done(patches.slide_id, record, config.overwrite):
+            skipped.append(Outcome(slide_id=patches.slide_id, status="skipped"))
+        else:
+            jobs.append(Job(patches, record))
+    present = {path.stem for path in paths}
+    for row in store.read_csv(config.run / "tile" / "slides.csv"):
+        if row["status"] == "failed" and row["slide_id"] not in present:
+            reason = f"no patches, tile failed: {row['reason']}"
+            skipped.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
+    jobs.sort(key=lambda each: -len(each.patches.coords))  # the longest does not start last
+    return Plan(target, jobs, skipped, allowed)
+
+
+def _work_on_device(
+    config: EmbedConfig, run_name: str, device: str, messages: devices.Messages
+) -> dict[str, Any]:
+    """Do the work of one of several processes."""
+    config = dataclasses.replace(config, device=device, devices=())
+    encoder = _load(config)
+    paths = sorted((config.run / "patches").glob("*.h5"))
+    return work(config, make_plan(config, paths, encoder), encoder, messages, run_name)
+
+
+def _name_the_lost(config: EmbedConfig, plan: Plan, table: Table) -> None:
+    """Give every slide an outcome that died with its process before it could be told of."""
+    told = {each.slide_id for each in table.outcomes()}
+    for job in plan.jobs:
+        if job.slide_id not in told:
+            done = plan.target.is_done(job.slide_id, job.record, config.overwrite)
+            reason = (
+                "" if done else "the process that worked on it died (out of memory, or a crash in a library)"
+            )
+            table.add(Outcome(slide_id=job.slide_id, status="done" if done else "failed", reason=reason))
+
+
+def _load(config: EmbedConfig) -> Encoder:
+    return load_encoder(config.encoder, config.weights)
+
+
+def _announce(
+    encoder: Encoder, plan: Plan, device: torch.device, precision: Precision, say: Callable[[str], None]
+) -> None:
+    size = plan.jobs[0].patches.geometry.patch_px
+    resized = "" if size == encoder.patch_px else f", resized from {size} to {encoder.patch_px} px"
+    say(
+        f"embed: {plan.patches} patches of {len(plan.jobs)} slides with {encoder.name} "
+        f"({encoder.dim} features, weights {encoder.weights_digest}) on {device} in {precision}{resized}"
+        + (f"; {plan.allowed}" if plan.allowed else "")
+    )

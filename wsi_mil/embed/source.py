@@ -1,0 +1,77 @@
+"""Which slide is next: slides are taken, not dealt out, so that any number of processes share a run.
+
+Comes in: the slides to embed. Goes out: one ``Job`` after the other, claimed by this process. A slide that
+another process works on is waited for at the end, and taken over if that process is gone.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+
+from wsi_mil import store
+from wsi_mil.embed.feed import Job
+from wsi_mil.parallel import Outcome
+
+_LOOK_S = 1.0  # how often a slide that others work on is looked at
+
+
+class Source:
+    """Iterate over it for jobs; None says that the next one depends on others.
+
+    ``stop`` ends the waiting. ``finished`` is called for slides that others did. ``is_done`` tells whether a
+    job's features are there.
+    """
+
+    def __init__(
+        self,
+        jobs: list[Job],
+        claims: store.Claims,
+        is_done: Callable[[Job], bool],
+        finished: Callable[[Job, Outcome], None],
+        say: Callable[[str], None],
+    ) -> None:
+        """Take nothing yet."""
+        self.stop = threading.Event()
+        self._left = list(jobs)
+        self._claims, self._is_done, self._finished, self._say = claims, is_done, finished, say
+        self._others: dict[str, str] = {}
+
+    def __iter__(self) -> Iterator[Job | None]:
+        """Yield each slide once it is ours; may be used by one thread at a time."""
+        told = False
+        while self._left and not self.stop.is_set():
+            before = len(self._left)
+            for job in list(self._left):
+                if self.stop.is_set():
+                    return
+                if self._claims.take(job.slide_id):
+                    self._left.remove(job)
+                    if not self._done_by_others(job):
+                        yield job
+                else:
+                    self._look_at_holder(job)
+            if self._left and len(self._left) == before:
+                if not told:
+                    who = ", ".join(sorted(set(self._others.values())))
+                    self._say(f"waiting for {len(self._left)} slides that {who} work on")
+                    told = True
+                yield None
+                self.stop.wait(_LOOK_S)
+
+    def _done_by_others(self, job: Job) -> bool:
+        if not self._is_done(job):
+            return False
+        self._claims.give_back(job.slide_id)
+        reason = f"embedded by {self._others.get(job.slide_id, 'another process')} meanwhile"
+        self._finished(job, Outcome(slide_id=job.slide_id, status="skipped", reason=reason))
+        return True
+
+    def _look_at_holder(self, job: Job) -> None:
+        holder = self._claims.holder(job.slide_id)
+        if holder is None:
+            return  # given back this moment: ours in the next round
+        if holder.alive:
+            self._others[job.slide_id] = str(holder)
+            return
+        self._left.remove(job)  # of this very command: what it died of may be this slide
+        reason = f"{holder} died while it worked on this slide (out of memory, or a crash in a library)"
+        self._finished(job, Outcome(slide_id=job.slide_id, status="failed", reason=reason))

@@ -1,0 +1,74 @@
+"""RUN/embed/slides.csv while several processes write it: each adds what it knows and keeps what others did.
+
+Comes in: outcomes, one by one. Goes out: the table, written now and then and at the end.
+"""
+
+import contextlib
+import fcntl
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from wsi_mil import store
+from wsi_mil.parallel import Outcome
+
+COLUMNS = (
+    *("slide_id", "status", "seconds", "patches", "left_out", "read_wait", "compute", "write", "read_by"),
+    *("checksum", "reason"),
+)
+_EVERY_S = 30.0
+
+
+class Table:
+    """What became of every slide; a slide that was skipped keeps the figures of the run that embedded it."""
+
+    def __init__(self, path: Path, outcomes: list[Outcome]) -> None:
+        """Begin with slides that need nothing."""
+        self._path = path
+        self._outcomes = {each.slide_id: each for each in outcomes}
+        self._lock = threading.Lock()
+        self._saved = time.monotonic()
+
+    def add(self, outcome: Outcome) -> None:
+        """Take a slide's outcome; "skipped" does not replace what is known better."""
+        with self._lock:
+            known = self._outcomes.get(outcome.slide_id)
+            if known is None or outcome.status != "skipped":
+                self._outcomes[outcome.slide_id] = outcome
+        if time.monotonic() - self._saved > _EVERY_S:
+            self.save()
+
+    def outcomes(self) -> list[Outcome]:
+        """Return all outcomes by slide id."""
+        with self._lock:
+            return sorted(self._outcomes.values(), key=lambda each: each.slide_id)
+
+    def save(self) -> None:
+        """Write the table; rows of slides that others work on stay."""
+        self._saved = time.monotonic()
+        with self._alone():
+            rows: dict[str, dict[str, object]] = {
+                row["slide_id"]: {**row} for row in store.read_csv(self._path)
+            }
+            for outcome in self.outcomes():
+                row = {name: value for name, value in outcome.row().items() if name in COLUMNS}
+                before = rows.get(outcome.slide_id)
+                if outcome.status == "skipped" and before and before["status"] != "failed":
+                    row = (
+                        before
+                        | {"status": "skipped"}
+                        | ({"reason": outcome.reason} if outcome.reason else {})
+                    )
+                rows[outcome.slide_id] = row
+            columns_only = ({name: row.get(name, "") for name in COLUMNS} for _, row in sorted(rows.items()))
+            store.write_csv(self._path, COLUMNS, columns_only)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Hold other processes of this table off, where the file system can."""
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.with_name(".slides.lock").open("w") as file:
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield

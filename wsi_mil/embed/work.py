@@ -1,0 +1,186 @@
+"""One process at work: slides from a source, through the encoder on one device, into a store.
+
+Comes in: jobs. Goes out: features, and an ``Outcome`` for each slide.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from wsi_mil import store
+from wsi_mil.blocks import BrokenPatch
+from wsi_mil.embed.engine import Engine
+from wsi_mil.embed.feed import Batch, Feed, Job, Part, Reader, ReadSettings, read_open_slide
+from wsi_mil.embed.precision import Precision
+from wsi_mil.embed.writing import Writing
+from wsi_mil.encoders import Encoder
+from wsi_mil.parallel import Outcome
+from wsi_mil.slide import Slide
+
+_READERS = 2  # slides that are open at a time where a GPU computes: one is opened while one is read
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """What ``embed_slide`` returns.
+
+    ``features`` (n, D) float16; ``index`` (n,) their rows in the patches' coords, rising: all but those of
+    ``broken``. ``read_wait``, ``compute``: seconds. ``read_by``: how the pixels were read.
+    """
+
+    features: NDArray[np.float16]
+    index: NDArray[np.int64]
+    broken: tuple[BrokenPatch, ...]
+    read_wait: float
+    compute: float
+    read_by: str
+
+
+def embed_slide(
+    slide: Slide,
+    patches: store.Patches,
+    encoder: Encoder,
+    *,
+    device: torch.device | None = None,
+    precision: str = "fp32",
+    batch_size: int = 32,
+    workers: int = 0,
+    memory_mib: int = 256,
+    max_broken: float = 0.01,
+    advance: Callable[[int], None] | None = None,
+) -> Embedding:
+    """Return the features of a slide's patches, in the order of ``patches.coords``.
+
+    ``precision`` is fp32 or bf16. ``advance`` is called with the patches of each batch.
+
+    Raises:
+        SlideError: more than ``max_broken`` of the patches cannot be read; fewer are left out, and said.
+    """
+    device = device or next((each.device for each in encoder.module.parameters()), torch.device("cpu"))
+    engine = Engine(encoder, device, precision, batch_size=batch_size)
+    job = Job(patches)
+    settings = ReadSettings(batch_size, workers, memory_mib, max_broken)
+    features = np.empty((len(patches.coords), encoder.dim), dtype=np.float16)
+    present = np.zeros(len(features), dtype=bool)
+
+    def read(job: Job) -> Generator[Part]:
+        yield from read_open_slide(slide, job, settings)
+
+    feed = Feed([job], read, batch_size, readers=0)
+    for batch, values in compute(feed, engine):
+        for _, rows in batch.rows:
+            features[rows], present[rows] = values, True
+            if advance:
+                advance(len(rows))
+    if job.error:
+        raise job.error
+    broken = tuple(sorted(job.broken, key=lambda each: each.index))
+    if advance and broken:
+        advance(len(broken))
+    index = np.flatnonzero(present)
+    kept = features if len(index) == len(features) else features[index]
+    return Embedding(kept, index, broken, job.read_wait, job.compute, job.read_by)
+
+
+def encode(
+    encoder: Encoder, patches: NDArray[np.uint8], device: torch.device, precision: str = "fp32"
+) -> NDArray[np.float16]:
+    """Return (N, D) features of (N, height, width, 3) uint8 patches, in one batch."""
+    engine = Engine(encoder, device, precision, batch_size=len(patches))
+    engine.submit(patches)
+    return engine.result()[0]
+
+
+def compute(feed: Feed, engine: Engine) -> Iterator[tuple[Batch, NDArray[np.float16]]]:
+    """Yield each batch of a feed with its features (n, D), in order; jobs are told the seconds they took."""
+    under_way: deque[Batch] = deque()
+    none = np.empty((0, engine.encoder.dim), np.float16)
+
+    def collect() -> tuple[Batch, NDArray[np.float16]]:
+        batch = under_way.popleft()
+        if not batch.rows:
+            return batch, none
+        features, seconds = engine.result()
+        for job, rows in batch.rows:
+            job.compute += seconds * len(rows) / len(features)
+        feed.batch_size = min(feed.batch_size, engine.batch_size)  # less after memory ran out
+        return batch, features
+
+    start = time.perf_counter()
+    for batch in feed:
+        waited = time.perf_counter() - start
+        for job, rows in batch.rows:
+            job.read_wait += waited * len(rows) / len(batch.patches)
+        while engine.under_way >= engine.depth:
+            yield collect()
+        if batch.rows:
+            engine.submit(batch.patches)
+        under_way.append(batch)
+        if engine.device.type == "cpu" or not batch.rows:
+            while under_way:  # the CPU computes when it is told to: nothing runs ahead
+                yield collect()
+        start = time.perf_counter()
+    while under_way:
+        yield collect()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs besides its jobs.
+
+    ``advance`` is called with how many patches were computed, ``finished`` with each job and its outcome.
+    ``allowed``: what ``check_fit`` let pass, for the files' notes.
+    """
+
+    encoder: Encoder
+    device: torch.device
+    precision: Precision
+    engine: Engine
+    target: store.FeatureStore
+    allowed: str
+    advance: Callable[[int], None]
+    finished: Callable[[Job, Outcome], None]
+
+    def run(self, jobs: Iterable[Job | None], read: Reader, stop: threading.Event) -> None:
+        """Embed every job and write its features; ``stop`` is what the source of the jobs looks at.
+
+        Raises:
+            ConfigError: the device's memory does not suffice for a single patch.
+        """
+        # A CPU that computes reads in between, with all its cores: threads that read beside it cost more.
+        readers = 0 if self.device.type == "cpu" else _READERS
+        feed = Feed(jobs, read, self.engine.batch_size, readers, stop)
+        try:
+            with Writing(self.target, self._head, self.finished) as writing:
+                for batch, features in compute(feed, self.engine):
+                    first = 0
+                    for job, rows in batch.rows:
+                        writing.put(job, rows, features[first : first + len(rows)])
+                        first += len(rows)
+                        self.advance(len(rows))
+                    for job in batch.ends:
+                        writing.end(job)
+        finally:
+            stop.set()
+
+    def _head(self, job: Job) -> store.FeaturesHead:
+        patches = job.patches
+        notes = {"precision": str(self.precision), "encoder_patch_px": self.encoder.patch_px}
+        return store.FeaturesHead(
+            slide_id=patches.slide_id,
+            slide_path=patches.slide_path,
+            reader=patches.reader,
+            geometry=patches.geometry,
+            encoder=self.encoder.name,
+            weights_digest=self.encoder.weights_digest,
+            patches_digest=patches.digest,
+            dim=self.encoder.dim,
+            record=job.record,
+            notes=notes | ({"allowed": self.allowed} if self.allowed else {}),
+        )

@@ -1,0 +1,61 @@
+"""Tell whether a slide is still the file that it was, without reading all of its gigabytes.
+
+Comes in: a path or URL. Goes out: a short text that another file of the same name does not have. It is no
+proof against somebody who means to deceive: it looks at a file's size, its ends and a few places between.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import fsspec
+
+from wsi_mil.config import Location
+from wsi_mil.errors import SlideError
+
+_END, _SAMPLE, _SAMPLES = 65536, 4096, 16  # bytes at either end; bytes at so many places between
+
+
+def fingerprint(path: Location) -> str:
+    """Return "blake2b-128:" and 32 hexadecimal digits of a slide's size and samples of its bytes.
+
+    An MRXS slide is its file and the sizes of the files in its folder. Behind a URL only the size and both
+    ends are read: two requests.
+
+    Raises:
+        SlideError: the file cannot be read.
+    """
+    try:
+        parts = _local(path) if isinstance(path, Path) else _remote(path)
+    except FileNotFoundError as error:
+        raise SlideError(f"{path}: no such file.") from error
+    except OSError as error:
+        raise SlideError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return "blake2b-128:" + hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+
+
+def _local(path: Path) -> list[bytes]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        step = size // (_SAMPLES + 1)
+        places = [(0, _END), *((step * k, _SAMPLE) for k in range(1, _SAMPLES + 1)), (size - _END, _END)]
+        parts = [str(size).encode()] + [os.pread(descriptor, count, max(place, 0)) for place, count in places]
+    finally:
+        os.close(descriptor)
+    companions = path.with_suffix("")
+    if path.suffix.lower() == ".mrxs" and companions.is_dir():
+        parts += [f"{each.name} {each.stat().st_size}".encode() for each in sorted(companions.iterdir())]
+    return parts
+
+
+def _remote(url: str) -> list[bytes]:
+    try:
+        store, where = fsspec.core.url_to_fs(url)
+        size = int(store.size(where) or 0)
+        ends = (0, min(_END, size)), (max(size - _END, 0), size)
+        return [str(size).encode()] + [store.cat_file(where, start=start, end=end) for start, end in ends]
+    except OSError:
+        raise
+    except Exception as error:  # every store has errors of its own
+        raise OSError(f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,169 @@
+"""Claims: which process works on which slide, so that several share a run without a coordinator.
+
+A claim is a file ``<slide_id>.claim-<K>`` that one process creates and no other can (O_EXCL). The highest K
+counts. Its holder touches it while it works; a claim whose process is gone, or that was not touched for
+``EXPIRY_S``, is taken over by creating K + 1: of several that try, one succeeds. All that is asked of the
+file system is exclusive creation and modification times, which shared ones have as well (NFS too).
+"""
+
+import contextlib
+import json
+import os
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from wsi_mil.store.atomic import process_alive
+
+EXPIRY_S = 120.0
+"""A claim that was not touched for so long belongs to nobody (its node is lost, or it hangs)."""
+
+_TOUCH_S = 15.0
+_NAME = re.compile(r"^(?P<slide>.+)\.claim-(?P<turn>\d+)$")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a claim: ``alive`` tells whether it still does; ``run`` is that of ``Claims``."""
+
+    host: str
+    pid: int
+    run: str
+    turn: int
+    alive: bool
+
+    def __str__(self) -> str:
+        """Return words for messages."""
+        return f"process {self.pid} on {self.host}"
+
+
+class Claims:
+    """The claims of this process in one folder. A context manager: leaving it gives back what is held.
+
+    ``run`` names a command and all processes that it starts: a slide on which one of them died is not taken
+    by another, for it may be the slide that kills them.
+    """
+
+    def __init__(self, folder: Path, run: str) -> None:
+        """Hold nothing yet; the folder is made."""
+        self._folder, self._run = folder, run
+        self._held: dict[str, Path] = {}
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        folder.mkdir(parents=True, exist_ok=True)
+        self._clock = folder / f".clock-{_host()}-{os.getpid()}"
+        self._keeper = threading.Thread(target=self._keep, name="claims", daemon=True)
+
+    def __enter__(self) -> "Claims":
+        """Start to touch what is held."""
+        self._keeper.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give everything back."""
+        self._stop.set()
+        self._keeper.join()
+        for slide_id in list(self._held):
+            self.give_back(slide_id)
+        self._clock.unlink(missing_ok=True)
+
+    def take(self, slide_id: str) -> bool:
+        """Claim a slide; tell whether it is ours now. The caller then looks whether it is already done."""
+        turns = self._turns(slide_id)
+        holder = self.holder(slide_id)
+        if holder is not None and (holder.alive or holder.run == self._run):
+            return False
+        path = self._path(slide_id, max(turns, default=0) + 1)
+        if not self._create(path):
+            return False
+        with self._lock:
+            self._held[slide_id] = path
+        return True
+
+    def give_back(self, slide_id: str) -> None:
+        """Remove our claim on a slide, and the older ones that it took over."""
+        with self._lock:
+            path = self._held.pop(slide_id, None)
+        if path is None:
+            return
+        own = int(path.name.rpartition("-")[2])
+        for turn in sorted(self._turns(slide_id)):
+            if turn <= own:
+                self._path(slide_id, turn).unlink(missing_ok=True)
+
+    def holder(self, slide_id: str) -> Holder | None:
+        """Return who holds a slide, or None."""
+        turn = max(self._turns(slide_id), default=0)
+        if not turn:
+            return None
+        path = self._path(slide_id, turn)
+        try:
+            age = self._now() - path.stat().st_mtime
+            content = json.loads(path.read_text(encoding="utf-8") or "{}")
+        except (OSError, ValueError):
+            return None  # given back this moment
+        host, pid = str(content.get("host", "")), int(content.get("pid", 0))
+        # Our own number on what we do not hold is an earlier process's (each container has a process 1).
+        ours = pid == os.getpid() and slide_id not in self._held
+        gone = host == _host() and (ours or not process_alive(pid))
+        return Holder(host, pid, str(content.get("run", "")), turn, alive=not gone and age < EXPIRY_S)
+
+    def _path(self, slide_id: str, turn: int) -> Path:
+        return self._folder / f"{slide_id}.claim-{turn}"
+
+    def _create(self, path: Path) -> bool:
+        """Make the file of a claim, with its content; False where another was quicker."""
+        content = json.dumps({"host": _host(), "pid": os.getpid(), "run": self._run})
+        draft = self._clock.with_name(f"{self._clock.name}.draft")
+        draft.write_text(content, encoding="utf-8")
+        try:
+            os.link(draft, path)  # as exclusive as O_EXCL, and never seen without its content
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            try:
+                with path.open("x", encoding="utf-8") as file:
+                    file.write(content)
+            except FileExistsError:
+                return False
+        finally:
+            draft.unlink(missing_ok=True)
+        return True
+
+    def _turns(self, slide_id: str) -> list[int]:
+        found = []
+        with contextlib.suppress(FileNotFoundError):
+            for name in _names(self._folder):
+                match = _NAME.match(name)
+                if match and match["slide"] == slide_id:
+                    found.append(int(match["turn"]))
+        return found
+
+    def _now(self) -> float:
+        """Return the time by the clock of the folder's file system, which may be another machine's."""
+        self._clock.touch()
+        return self._clock.stat().st_mtime
+
+    def _keep(self) -> None:
+        while not self._stop.wait(_TOUCH_S):
+            with self._lock:
+                held = list(self._held.values())
+            for path in held:
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+
+
+def _names(folder: Path) -> Iterator[str]:
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            yield entry.name
+
+
+def _host() -> str:
+    return socket.gethostname() or "localhost"
