@@ -70,9 +70,9 @@ class Engine:
         # A batch that fills the queue must not wait for a slot whose result was not collected yet.
         self.depth = 1 if device.type == "cpu" else _ON_THEIR_WAY
         self._fixed = compiled or device.type != "cpu"
-        self._module = in_precision(self.encoder, precision, fp32_layers)
+        self.module = in_precision(self.encoder, precision, fp32_layers)
         if compiled:
-            self._module = self._compile()
+            self.module = self._compile()
 
     def submit(self, patches: NDArray[np.uint8]) -> None:
         """Begin with a batch (n, height, width, 3); at most ``depth`` may be under way."""
@@ -136,7 +136,7 @@ class Engine:
 
     @torch.inference_mode()
     def _forward(self, x_NHWC: Tensor) -> Tensor:
-        features_ND: Tensor = self._module(self.encoder.transform(x_NHWC))
+        features_ND: Tensor = self.module(self.encoder.transform(x_NHWC))
         return features_ND.to(torch.float16)
 
     def _on_device(self, patches: NDArray[np.uint8]) -> Tensor:
@@ -168,9 +168,9 @@ class Engine:
         import torch._inductor.config as inductor  # noqa: PLC0415 - slow, and only needed here
 
         inductor.freezing = True  # weights become constants: convolution, normalisation and ReLU in one step
-        module: Callable[[Tensor], Tensor] = torch.compile(self._module, dynamic=False)
+        module: Callable[[Tensor], Tensor] = torch.compile(self.module, dynamic=False)
         size = self.encoder.patch_px
-        self._module = module
+        self.module = module
         self._say(f"compiling {self.encoder.name} for {self.device}, about a minute")
         try:
             self._forward(

@@ -120,6 +120,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
     Raises:
         ConfigError: the device is not to be had, or its memory does not suffice.
     """
+    start = time.perf_counter()
     device = pick_device(config.device)
     precision = choose(config.precision, encoder, device)
     engine = Engine(
@@ -142,6 +143,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         return plan.target.is_done(job.slide_id, job.record, config.overwrite)
 
     folder = config.run / "embed" / "claims" / store.features_folder(config.run, encoder.name).name
+    ready = time.perf_counter()
     with store.Claims(folder, run_name) as claims:
         source = Source(plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"))
         worker = Work(
@@ -157,6 +159,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         read = read_job(settings, lambda words: seat.say(f"embed: some slides are {words}"))
         worker.run(source, read, source.stop)
     facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
+    facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
     if engine.batch_size < config.batch_size:
         facts["batch_size_that_fits"] = engine.batch_size
     return facts
