@@ -14,7 +14,7 @@ from tests.test_store import some_features, some_patches
 from wsi_mil import store
 from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 
-KINDS = ["hdf5"]
+KINDS = ["hdf5", "zarr"]
 
 
 @pytest.fixture(params=KINDS)

@@ -27,8 +27,10 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, need: int | None = None) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well the file there becomes ``path``, else it is removed.
+
+    ``need`` is how many bytes it will have, where that is known: for the message of a full disk.
 
     The block must have closed the file: it is reopened only to be flushed to disk.
 
@@ -36,7 +38,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         StoreError: the disk is full, read-only, or does not let us.
     """
     temporary = _temporary(path)
-    with disk_errors(path):
+    with disk_errors(path, need):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -48,14 +50,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, need: int | None = None) -> Iterator[Path]:
     """Yield a temporary folder; when the block ends well it becomes ``path``, in place of an older one.
+
+    ``need`` is how many bytes it will hold, where that is known: for the message of a full disk.
 
     Raises:
         StoreError: the disk is full, read-only, or does not let us.
     """
     temporary = _temporary(path)
-    with disk_errors(path):
+    with disk_errors(path, need):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -75,16 +79,24 @@ def _removed(temporary: Path) -> Iterator[None]:
 def _put_in_place(temporary: Path, path: Path) -> None:
     for each in sorted(temporary.rglob("*")):
         _flush(each)
-    if path.exists():
-        # A folder cannot be replaced in one step; the older one steps aside under a temporary name.
-        aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        temporary.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        temporary.rename(path)
+    aside = _step_aside(path)
+    temporary.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
     _flush(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there; its name is free at once, whatever happens then."""
+    shutil.rmtree(_step_aside(path), ignore_errors=True)
+
+
+def _step_aside(path: Path) -> Path:
+    """Give a folder, if it is there, a temporary name: it can be neither replaced nor removed in one step."""
+    aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:

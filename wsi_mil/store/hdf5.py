@@ -22,7 +22,6 @@ from wsi_mil.errors import FormatError
 from wsi_mil.store import attributes as attrs
 from wsi_mil.store import checksum
 from wsi_mil.store.atomic import atomic_file
-from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.record import same_record
 
@@ -232,19 +231,20 @@ def _new_file(path: Path, size: int) -> Iterator[Any]:
     The space is reserved first, because the HDF5 library does not outlive a disk that fills up under it: its
     file can be neither written nor closed, and the process crashes when it tries.
     """
-    with disk_errors(path, size), atomic_file(path) as temporary:
+    with atomic_file(path, size) as temporary:
         file = h5py.File(temporary, "w")
-        used = 0
         try:
             _reserve(temporary, size + size // 50 + _ROOM)
             yield file
             file.flush()
             used = file.id.get_filesize()
         except OSError:
-            _let_go(file)
+            _give_up(file)
             raise
-        finally:
+        except BaseException:
             file.close()
+            raise
+        file.close()
         os.truncate(temporary, used)  # gives back what was reserved and is not needed
 
 
@@ -254,9 +254,9 @@ def _reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def _let_go(file: Any) -> None:
-    """Let a file that is given up be closed: what the library still has to write goes nowhere."""
+def _give_up(file: Any) -> None:
+    """Close a file that the disk refused: what the library still has to write goes nowhere."""
     with tempfile.TemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as nowhere:
         os.dup2(nowhere.fileno(), file.id.get_vfd_handle())
-    with suppress(OSError):
-        file.flush()
+    with suppress(OSError, RuntimeError):  # its cache may be beyond closing, which harms nobody now
+        file.close()
