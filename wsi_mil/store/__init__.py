@@ -15,7 +15,7 @@ from wsi_mil.store.layout import (
     patches_path,
 )
 from wsi_mil.store.models import model_digest, read_fold, write_fold
-from wsi_mil.store.opening import encoders_in, open_features
+from wsi_mil.store.opening import encoders_in, only_encoder, open_features
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 
 __all__ = [
@@ -38,6 +38,7 @@ __all__ = [
     "is_done",
     "model_digest",
     "model_folder",
+    "only_encoder",
     "only_folder",
     "open_features",
     "patches_path",

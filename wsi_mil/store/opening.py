@@ -33,7 +33,7 @@ def open_features(run: Path, encoder: str, kind: str | None = None, url: str | N
     if not there:
         if kind is None:
             raise ConfigError(
-                f"--encoder {encoder}: no features in {features_folder(run, encoder)} (there are: "
+                f"{run / 'features'}: no features of {encoder} (there are: "
                 f"{', '.join(encoders_in(run)) or 'none'}); run `wsi-mil embed` with that encoder first."
             )
         return Hdf5Features(run, encoder) if kind == "hdf5" else _zarr(run, encoder, url)
@@ -78,6 +78,20 @@ def encoders_in(run: Path) -> list[str]:
     return sorted(names)
 
 
+def only_encoder(run: Path) -> str:
+    """Return the only encoder whose features a run holds, for a flag that the user left out.
+
+    Raises:
+        ConfigError: there is none (names the command that makes it) or there are several (names them).
+    """
+    names = encoders_in(run)
+    if not names:
+        raise ConfigError(f"{run / 'features'}: nothing there; run `wsi-mil embed` first.")
+    if len(names) > 1:
+        raise ConfigError(f"{run / 'features'} holds several: {', '.join(names)}; say which with --encoder.")
+    return names[0]
+
+
 def _there(run: Path, encoder: str) -> dict[str, str]:
     """Return where features of an encoder are, by kind; ``pointer`` is zarr outside the run folder."""
     found = {}
@@ -110,7 +124,9 @@ def _zarr(run: Path, encoder: str, url: str | None) -> FeatureStore:
 def _name(store: FeatureStore) -> str:
     for slide_id in store.slide_ids():
         try:
-            return store.summary(slide_id).head.encoder
+            name = store.summary(slide_id).head.encoder
+            # Files that a folder of another name holds are known by the folder: two are never taken for one.
+            return name if same_encoder(name, store.encoder) else store.encoder
         except (FormatError, StoreError):
             continue
     return store.encoder
