@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from wsi_mil.store.disk import disk_errors
 
@@ -110,14 +111,24 @@ def sweep(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        match = _TEMPORARY.match(path.name)
-        # Our own number on a leftover is that of an earlier process: nothing is being written yet.
-        gone = match and (int(match["pid"]) == os.getpid() or not process_alive(int(match["pid"])))
-        if match and gone and match["host"] == _host():
+        if owner(path.name) == "here" and not is_alive(path.name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def owner(name: str) -> Literal["here", "elsewhere"] | None:
+    """Tell on which computer the process is that gave a temporary name; None for any other name."""
+    match = _TEMPORARY.match(name)
+    return None if match is None else "here" if match["host"] == _host() else "elsewhere"
+
+
+def is_alive(name: str) -> bool:
+    """Tell whether the process of this host that gave a temporary name still lives."""
+    match = _TEMPORARY.match(name)
+    # Our own number on a leftover is that of an earlier process: nothing is being written yet.
+    return match is not None and int(match["pid"]) != os.getpid() and process_alive(int(match["pid"]))
 
 
 def process_alive(pid: int) -> bool:

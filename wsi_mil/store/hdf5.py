@@ -26,6 +26,11 @@ from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.record import same_record
 
 CHUNK_ROWS = 512
+DAMAGE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError, MemoryError,
+    OverflowError,
+)  # fmt: skip
+"""What libraries raise at a file that is not what it should be."""
 _ROOM = 256 * 1024  # what HDF5 itself needs beside the arrays of a file, at most
 
 
@@ -194,12 +199,12 @@ def opened(path: Path, kind: str, advice: str) -> Iterator[Any]:
             f"{path}: not readable as HDF5 ({error}); remove it and run the stage again."
         ) from error
     with file:
-        attrs.check_format(str(path), file.attrs, kind)
         try:
+            attrs.check_format(str(path), file.attrs, kind)
             yield file
         except FormatError:
             raise
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError) as error:
+        except DAMAGE as error:
             raise FormatError(
                 f"{path}: damaged, or not as FORMATS.md says ({error}); remove it and run the stage again."
             ) from error

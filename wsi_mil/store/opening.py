@@ -72,7 +72,7 @@ def encoders_in(run: Path) -> list[str]:
             base = path.name.removesuffix(".zarr")
             kind = "zarr" if path.name.endswith(".zarr") else "hdf5"
             if kind in _there(run, base):
-                names.add(_name(LocalZarr(run, base) if kind == "zarr" else Hdf5Features(run, base)))
+                names.add(name_of(LocalZarr(run, base) if kind == "zarr" else Hdf5Features(run, base)))
         elif path.suffix == ".json":
             names.add(read_pointer(path)["encoder"])
     return sorted(names)
@@ -121,7 +121,8 @@ def _zarr(run: Path, encoder: str, url: str | None) -> FeatureStore:
     return store
 
 
-def _name(store: FeatureStore) -> str:
+def name_of(store: FeatureStore) -> str:
+    """Return the encoder's name as the files say it; the folder's where they say another."""
     for slide_id in store.slide_ids():
         try:
             name = store.summary(slide_id).head.encoder

@@ -38,18 +38,18 @@ class ZarrFeatures(FeatureStore):
     kind: Kind = "zarr"
 
     def read(self, slide_id: str) -> Features:  # noqa: D102 - as the base class says
-        with self._group(slide_id) as group:
+        with self.opened(slide_id) as group:
             return zarr_groups.read_group(group, self.where(slide_id))
 
     def summary(self, slide_id: str) -> FeaturesSummary:  # noqa: D102
-        with self._group(slide_id) as group:
+        with self.opened(slide_id) as group:
             return zarr_groups.summarise_group(group)
 
     def is_done(self, slide_id: str, record: dict[str, Any], overwrite: bool = False) -> bool:  # noqa: D102
         if not self._is_there(slide_id):
             return False
         try:
-            with self._group(slide_id) as group:
+            with self.opened(slide_id) as group:
                 found = json.loads(str(group.attrs["config"]))
         except FormatError:
             if overwrite:
@@ -58,7 +58,12 @@ class ZarrFeatures(FeatureStore):
         return same_record(found, record, self.where(slide_id), overwrite)
 
     @contextmanager
-    def _group(self, slide_id: str) -> Iterator[Any]:
+    def opened(self, slide_id: str) -> Iterator[Any]:
+        """Open a slide's group for reading.
+
+        Raises:
+            FormatError: there is none, or it is not what it should be.
+        """
         with zarr_groups.opened(self._at(slide_id), self.where(slide_id), _ADVICE) as group:
             yield group
 
@@ -200,8 +205,8 @@ class RemoteZarr(ZarrFeatures):
             return bool(self._fs.exists(f"{self._path}/{name}/zarr.json"))
 
     @contextmanager
-    def _group(self, slide_id: str) -> Iterator[Any]:
-        with _network(self.where(slide_id), "read"), super()._group(slide_id) as group:
+    def opened(self, slide_id: str) -> Iterator[Any]:  # noqa: D102
+        with _network(self.where(slide_id), "read"), super().opened(slide_id) as group:
             yield group
 
     def _at(self, path: str) -> Store:

@@ -17,7 +17,7 @@ from zarr.abc.store import Store
 from wsi_mil.errors import FormatError, WsiMilError
 from wsi_mil.store import attributes as attrs
 from wsi_mil.store import checksum
-from wsi_mil.store.hdf5 import CHUNK_ROWS
+from wsi_mil.store.hdf5 import CHUNK_ROWS, DAMAGE
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary
 
 SHARD_BYTES = 16 * 2**20
@@ -177,7 +177,7 @@ def opened(store: Store, where: str, advice: str) -> Iterator[zarr.Group]:
         raise FormatError(f"{where}: no such features; {advice}.") from error
     except PermissionError as error:
         raise FormatError(f"{where}: no permission to read it; change its permissions (chmod).") from error
-    except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError) as error:
+    except DAMAGE as error:
         raise FormatError(
             f"{where}: damaged, or not as FORMATS.md says ({error}); remove it and run the stage again."
         ) from error
