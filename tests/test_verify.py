@@ -74,6 +74,8 @@ def make(run: Path, kind: str) -> None:
     if not store.model_folder(run, "m").exists():
         make_model(store.model_folder(run, "m"))
     columns = ("slide_id", "status", "patches", "checksum", "reason")
+    if (run / "tile").exists():
+        return
     for stage, rows in (("tile", tile), ("embed", embed), ("heatmap", tile)):
         store.write_csv(run / stage / "slides.csv", columns, rows)
         facts = {"config": {"encoder": "net"}, "model": "m"}
@@ -443,3 +445,113 @@ def test_two_hundred_planted_faults(clean, tmp_path):
         folder = tmp_path / str(number)
         plant_find_repair(clean, folder, KINDS[number // 2 % 2], fault, int(rng.integers(2**31)))
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_what_lives_or_is_not_ours_is_left_alone(clean, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    process = subprocess.Popen(["sleep", "60"])
+    kept = [
+        run / "patches" / f".x.h5.{store.atomic._host()}-{process.pid}.tmp",  # type: ignore[attr-defined]
+        run / "patches" / ".x.h5.another-computer-77.tmp",
+        run / "embed" / "claims" / "net" / "a.claim-1",
+        run / "patches" / ".notes.tmp",
+        run / "features" / "net" / "README.txt",
+    ]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    try:
+        assert problems(run) == []
+        verify.run(VerifyConfig(run=run, repair=True))
+        assert all(path.exists() for path in kept)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_nothing_outside_the_run_is_followed_or_removed(clean, tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(clean["hdf5"], run)
+    outside.mkdir()
+    (run / "features" / "net").rename(outside / "net")
+    (run / "features" / "net").symlink_to(outside / "net")
+    os.truncate(outside / "net" / "a.h5", 100)
+    path = store.patches_path(run, "b")
+    path.rename(outside / "b.h5")
+    os.truncate(outside / "b.h5", 100)
+    path.symlink_to(outside / "b.h5")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    temporary = run / f".x.{store.atomic._host()}-{process.pid}.tmp"  # type: ignore[attr-defined]
+    temporary.symlink_to(outside)
+    found = problems(run)
+    assert {(each.file, each.kind) for each in found} == {
+        (str(run / "features" / "net"), "not checked"), (str(path), "not checked"),
+        (str(temporary), "leftover"),
+    }  # fmt: skip
+    verify.run(VerifyConfig(run=run, repair=True))
+    assert not temporary.is_symlink()
+    assert sorted(each.name for each in outside.rglob("*")) == ["a.h5", "b.h5", "b.h5", "c d.h5", "net"]
+
+
+def test_features_elsewhere_are_checked_and_never_removed(clean, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(clean["zarr"], run)
+    features = store.open_features(run, "net")
+    shutil.rmtree(features.place)
+    other = store.open_features(run, "net", "zarr", str(elsewhere))
+    for slide_id in SLIDES:
+        write_features(other, slide_id)
+    assert problems(run) == []
+    flip(elsewhere / "a" / "features" / "c" / "0" / "0", np.random.default_rng(1))
+    result = verify.run(VerifyConfig(run=run, repair=True))
+    assert [each.slide_id for each in result.failed] == [str(elsewhere / "a")]
+    assert other.slide_ids() == sorted(SLIDES)
+
+
+def test_files_written_before_checksums_are_a_remark(clean, tmp_path, wsi):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    for path in (store.patches_path(run, "a"), store.features_path(run, "net", "b")):
+        with h5py.File(path, "a") as file:
+            del file.attrs["attributes_checksum"]
+            for name in file:
+                if "checksum" in file[name].attrs:
+                    del file[name].attrs["checksum"]
+    code, out, _ = wsi("verify", "--run", run)
+    assert code == 0
+    assert "verify: 8 done, 2 skipped, 0 failed" in out
+    assert "patches/a.h5: not checked: written before checksums" in out
+
+
+def test_the_command_says_file_problem_and_what_to_do(clean, tmp_path, wsi):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    flip_at = store.features_path(run, "net", "c d")
+    os.truncate(flip_at, 999)
+    store.features_path(run, "net", "a").unlink()
+    code, out, _ = wsi("verify", "--run", run)
+    assert code == 1
+    assert "2 failed" in out
+    assert "features/net/c d.h5" in out
+    assert "unreadable: not readable as HDF5" in out
+    assert "remove it (--repair does), then run `wsi-mil embed` again." in out
+    assert "missing: embed/slides.csv says that it is done; run `wsi-mil embed` again." in out
+    code, out, _ = wsi("verify", "--run", run, "--repair")
+    assert code == 1, "a missing file is beyond it"
+    assert "note: features/net/c d.h5: removed (unreadable: " in out
+    make(run, "hdf5")
+    assert wsi("verify", "--run", run)[0] == 0
+    assert wsi("verify", "--run", tmp_path / "nowhere")[0] == 2
+
+
+def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
+    if not os.geteuid():
+        pytest.skip("root may read everything: missing permission was NOT tested")
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    path = store.features_path(run, "net", "a")
+    path.chmod(0)
+    (problem,) = problems(run)
+    assert (problem.kind, problem.removable) == ("no permission", None)

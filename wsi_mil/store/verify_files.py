@@ -147,7 +147,11 @@ def _guarded(
         elif "update wsi-mil" in text:
             checked.problems.append(subject.problem("wrong format", text, "update wsi-mil."))
         else:
-            kind: Kind = "wrong format" if text.startswith("says it is") else "unreadable"
+            kind: Kind = "unreadable"
+            if text.startswith("says it is"):
+                kind = "wrong format"
+            elif "checksum" in text:  # zarr's own, of a chunk or of a shard's index
+                kind = "checksum"
             checked.problems.append(subject.problem(kind, text.split("; remove it")[0]))
 
 

@@ -14,7 +14,14 @@ from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 from wsi_mil.store.features import FeatureStore
 from wsi_mil.store.heatmaps import read_heatmap
-from wsi_mil.store.layout import heatmap_folder, patches_path, same_encoder
+from wsi_mil.store.layout import (
+    features_folder,
+    features_zarr,
+    heatmap_folder,
+    patches_path,
+    pointer_path,
+    same_encoder,
+)
 from wsi_mil.store.models import model_digest, read_fold
 from wsi_mil.store.problems import Problem, inside
 from wsi_mil.store.record import read_csv
@@ -148,6 +155,9 @@ def check_features_table(
     names = [name for name in stores if same_encoder(name, wanted)] or (
         list(stores) if len(stores) == 1 else []
     )
+    places = [place(run, wanted) for place in (features_folder, features_zarr, pointer_path)]
+    if not names and any(place.exists() for place in places):
+        return []  # a link out of the run folder, or a pointer that cannot be read: said already
     problems = []
     for row in rows:
         slide_id = row["slide_id"]

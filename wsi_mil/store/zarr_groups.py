@@ -13,6 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 from zarr.abc.store import Store
+from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from wsi_mil.errors import FormatError, WsiMilError
 from wsi_mil.store import attributes as attrs
@@ -73,7 +74,7 @@ def _write_rows(
         dtype=dtype,
         chunks=(chunk, max(1, shape[1])),
         shards=(shard, max(1, shape[1])),
-        compressors=_compressors(dtype),
+        compressors=_codecs(dtype),
         # No value of ours equals it: an object that went missing shows, and is not taken for zeros.
         fill_value=np.nan if dtype == "<f2" else -1,
     )
@@ -86,9 +87,10 @@ def _write_rows(
     return total.text()
 
 
-def _compressors(dtype: str) -> Any:
-    del dtype
-    return None
+def _codecs(dtype: str) -> list[Any]:
+    """Return how a chunk is made smaller, and the checksum by which every zarr reader sees damage."""
+    smaller: list[Any] = [ZstdCodec(level=1)] if dtype == "<i8" else []
+    return [*smaller, Crc32cCodec()]
 
 
 def _regroup(blocks: Iterable[NDArray[Any]], size: int) -> Iterator[NDArray[Any]]:
