@@ -1,6 +1,7 @@
 """The store of features: one contract for every kind, streaming, checksums."""
 
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ from tests.test_store import some_features, some_patches
 from wsi_mil import store
 from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 
-KINDS = ["hdf5"]
+KINDS = ["hdf5", "zarr"]
 
 
 @pytest.fixture(params=KINDS)
@@ -222,13 +223,33 @@ def test_a_fingerprint_is_kept_and_is_no_part_of_the_digest(tmp_path):
 
 def test_which_features_a_run_holds(tmp_path):
     assert store.encoders_in(tmp_path) == []
-    with pytest.raises(ConfigError, match=r"--encoder net: no features in .* \(there are: none\)"):
+    with pytest.raises(ConfigError, match=r"features: no features of net \(there are: none\)"):
         store.open_features(tmp_path, "net")
     named = replace(some_features(), encoder="hf-hub:org/name")
     store.open_features(tmp_path, "hf-hub:org/name", "hdf5").write(named)
     assert store.encoders_in(tmp_path) == ["hf-hub:org/name"]
     for name in ("hf-hub:org/name", "hf-hub_org_name"):
         assert store.open_features(tmp_path, name).slide_ids() == ["a b"]
+
+
+def test_two_kinds_at_once_are_refused(tmp_path):
+    hdf5 = store.open_features(tmp_path, "net", "hdf5")
+    hdf5.write(some_features())
+    with pytest.raises(
+        ConfigError, match=r"--store zarr: the run has features of net as hdf5 already, in .*net"
+    ):
+        store.open_features(tmp_path, "net", "zarr")
+    shutil.copytree(tmp_path, tmp_path / "other")
+    hdf5.remove("a b")
+    store.open_features(tmp_path, "net", "zarr").write(some_features())
+    assert store.open_features(tmp_path, "net").kind == "zarr", "an empty folder is nothing"
+    (tmp_path / "other" / "features" / "net" / "a b.h5").rename(Path(hdf5.place) / "a b.h5")
+    for kind in (None, "hdf5", "zarr"):
+        with pytest.raises(
+            ConfigError, match=r"holds features of net twice: .*net and .*net\.zarr\. Keep one"
+        ):
+            store.open_features(tmp_path, "net", kind)
+    assert store.encoders_in(tmp_path) == ["net"]
 
 
 def test_hidden_names_are_no_slides(tmp_path):

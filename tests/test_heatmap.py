@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -253,3 +254,21 @@ def test_what_a_killed_process_leaves_is_no_heatmap(run, monkeypatch):
     assert list(output.parent.iterdir()) == []
     assert draw(run, slides=("a",)).count("done") == 1
     assert output.is_dir()
+
+
+def test_heatmaps_of_zarr_are_those_of_hdf5(run, tmp_path):
+    assert not heatmap.run(HeatmapConfig(run=run)).failed
+    hdf5 = store.open_features(run, "net")
+    other = tmp_path / "other"
+    zarr_features = store.open_features(other, "net", "zarr")
+    for slide_id in hdf5.slide_ids():
+        zarr_features.write(hdf5.read(slide_id))
+    shutil.copytree(run / "models", other / "models")
+    assert not heatmap.run(HeatmapConfig(run=other)).failed
+    for slide_id in ("a", "b", "c"):
+        one, two = (
+            store.read_heatmap(store.heatmap_folder(each, "m", slide_id) / "heatmap.zarr")
+            for each in (run, other)
+        )
+        assert (one.attention == two.attention).all()
+        assert (one.coords == two.coords).all()

@@ -140,7 +140,7 @@ def _summarise(result: "StageResult") -> int:
     console = Console(highlight=False, soft_wrap=True)
     if result.failed:
         table = Table(title=f"{len(result.failed)} failed", title_justify="left")
-        table.add_column("slide", overflow="fold")
+        table.add_column(result.named, overflow="fold")
         table.add_column("reason", overflow="fold")
         for each in result.failed:
             table.add_row(Text(each.slide_id), Text(each.reason))

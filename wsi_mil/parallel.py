@@ -57,11 +57,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """What a stage's ``run`` returns: every slide's outcome, and the folder where its output lies."""
+    """What a stage's ``run`` returns: every slide's outcome, and the folder where its output lies.
+
+    ``named`` is what the outcomes are of: slides, but for `verify`.
+    """
 
     stage: str
     output: Path
     outcomes: list[Outcome] = field(default_factory=list)
+    named: str = "slide"
 
     @property
     def failed(self) -> list[Outcome]:

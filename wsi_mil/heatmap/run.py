@@ -78,7 +78,7 @@ def run(config: HeatmapConfig) -> StageResult:
 
 
 def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, Any]) -> list[str]:
-    present = [path.stem for path in sorted(store.features_folder(config.run, encoder).glob("*.h5"))]
+    present = store.open_features(config.run, encoder).slide_ids()
     unknown = [slide_id for slide_id in config.slides if slide_id not in present]
     if unknown:
         raise ConfigError(
@@ -118,7 +118,7 @@ def _models(task: _Task) -> tuple[list[MilModel], dict[str, Any], str]:
 
 def _draw(task: _Task) -> Mapping[str, Any] | None:
     config = task.config
-    features = store.read_features(store.features_path(config.run, task.encoder, task.slide_id))
+    features = store.open_features(config.run, task.encoder).read(task.slide_id)
     record = configs.record(
         config,
         model=task.name,

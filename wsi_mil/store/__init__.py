@@ -15,8 +15,10 @@ from wsi_mil.store.layout import (
     patches_path,
 )
 from wsi_mil.store.models import model_digest, read_fold, write_fold
-from wsi_mil.store.opening import encoders_in, open_features
+from wsi_mil.store.opening import encoders_in, only_encoder, open_features
+from wsi_mil.store.problems import Problem
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
+from wsi_mil.store.verify import Verification
 
 __all__ = [
     "Claims",
@@ -28,6 +30,8 @@ __all__ = [
     "Heatmap",
     "Holder",
     "Patches",
+    "Problem",
+    "Verification",
     "atomic_file",
     "atomic_folder",
     "encoders_in",
@@ -38,6 +42,7 @@ __all__ = [
     "is_done",
     "model_digest",
     "model_folder",
+    "only_encoder",
     "only_folder",
     "open_features",
     "patches_path",

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from wsi_mil.store.disk import disk_errors
 
@@ -27,8 +28,10 @@ def _temporary(path: Path) -> Path:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, need: int | None = None) -> Iterator[Path]:
     """Yield a temporary path; when the block ends well the file there becomes ``path``, else it is removed.
+
+    ``need`` is how many bytes it will have, where that is known: for the message of a full disk.
 
     The block must have closed the file: it is reopened only to be flushed to disk.
 
@@ -36,7 +39,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
         StoreError: the disk is full, read-only, or does not let us.
     """
     temporary = _temporary(path)
-    with disk_errors(path):
+    with disk_errors(path, need):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
@@ -48,14 +51,16 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, need: int | None = None) -> Iterator[Path]:
     """Yield a temporary folder; when the block ends well it becomes ``path``, in place of an older one.
+
+    ``need`` is how many bytes it will hold, where that is known: for the message of a full disk.
 
     Raises:
         StoreError: the disk is full, read-only, or does not let us.
     """
     temporary = _temporary(path)
-    with disk_errors(path):
+    with disk_errors(path, need):
         path.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
@@ -75,16 +80,24 @@ def _removed(temporary: Path) -> Iterator[None]:
 def _put_in_place(temporary: Path, path: Path) -> None:
     for each in sorted(temporary.rglob("*")):
         _flush(each)
-    if path.exists():
-        # A folder cannot be replaced in one step; the older one steps aside under a temporary name.
-        aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
-        temporary.rename(path)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        temporary.rename(path)
+    aside = _step_aside(path)
+    temporary.rename(path)
+    shutil.rmtree(aside, ignore_errors=True)
     _flush(path.parent)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, if it is there; its name is free at once, whatever happens then."""
+    shutil.rmtree(_step_aside(path), ignore_errors=True)
+
+
+def _step_aside(path: Path) -> Path:
+    """Give a folder, if it is there, a temporary name: it can be neither replaced nor removed in one step."""
+    aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    if path.exists():
+        path.rename(aside)
+    return aside
 
 
 def write_text(path: Path, text: str) -> None:
@@ -98,14 +111,24 @@ def sweep(folder: Path) -> None:
     if not folder.is_dir():
         return
     for path in folder.iterdir():
-        match = _TEMPORARY.match(path.name)
-        # Our own number on a leftover is that of an earlier process: nothing is being written yet.
-        gone = match and (int(match["pid"]) == os.getpid() or not process_alive(int(match["pid"])))
-        if match and gone and match["host"] == _host():
+        if owner(path.name) == "here" and not is_alive(path.name):
             if path.is_dir():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink(missing_ok=True)
+
+
+def owner(name: str) -> Literal["here", "elsewhere"] | None:
+    """Tell on which computer the process is that gave a temporary name; None for any other name."""
+    match = _TEMPORARY.match(name)
+    return None if match is None else "here" if match["host"] == _host() else "elsewhere"
+
+
+def is_alive(name: str) -> bool:
+    """Tell whether the process of this host that gave a temporary name still lives."""
+    match = _TEMPORARY.match(name)
+    # Our own number on a leftover is that of an earlier process: nothing is being written yet.
+    return match is not None and int(match["pid"]) != os.getpid() and process_alive(int(match["pid"]))
 
 
 def process_alive(pid: int) -> bool:

@@ -72,7 +72,8 @@ def megabytes(count: int) -> str:
 
 def _sentence(path: Path, number: int, need: int | None) -> str:
     what, advice = _WORDS[number]
-    facts = [f"it needs {megabytes(need)}"] if need else []
+    limits = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    facts = [f"it needs {megabytes(need)}"] if need and number in limits else []
     if number in {errno.ENOSPC, errno.EDQUOT} and (free := _free(path)) is not None:
         facts.append(f"{megabytes(free)} are free")
     detail = f" ({', '.join(facts)})" if facts else ""
@@ -94,4 +95,6 @@ def _concerns(error: OSError, path: Path) -> bool:
     if not isinstance(error.filename, str | bytes | os.PathLike):
         return True
     named = Path(os.fsdecode(error.filename))
+    if not named.is_absolute():
+        return True  # of a folder that is walked: it has no name of its own
     return path.parent == named or path.parent in named.parents or named in path.parents

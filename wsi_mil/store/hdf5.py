@@ -22,11 +22,15 @@ from wsi_mil.errors import FormatError
 from wsi_mil.store import attributes as attrs
 from wsi_mil.store import checksum
 from wsi_mil.store.atomic import atomic_file
-from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.record import same_record
 
 CHUNK_ROWS = 512
+DAMAGE = (
+    KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError, MemoryError,
+    OverflowError,
+)  # fmt: skip
+"""What libraries raise at a file that is not what it should be."""
 _ROOM = 256 * 1024  # what HDF5 itself needs beside the arrays of a file, at most
 
 
@@ -195,12 +199,12 @@ def opened(path: Path, kind: str, advice: str) -> Iterator[Any]:
             f"{path}: not readable as HDF5 ({error}); remove it and run the stage again."
         ) from error
     with file:
-        attrs.check_format(str(path), file.attrs, kind)
         try:
+            attrs.check_format(str(path), file.attrs, kind)
             yield file
         except FormatError:
             raise
-        except (KeyError, ValueError, TypeError, IndexError, AttributeError, OSError, RuntimeError) as error:
+        except DAMAGE as error:
             raise FormatError(
                 f"{path}: damaged, or not as FORMATS.md says ({error}); remove it and run the stage again."
             ) from error
@@ -232,19 +236,20 @@ def _new_file(path: Path, size: int) -> Iterator[Any]:
     The space is reserved first, because the HDF5 library does not outlive a disk that fills up under it: its
     file can be neither written nor closed, and the process crashes when it tries.
     """
-    with disk_errors(path, size), atomic_file(path) as temporary:
+    with atomic_file(path, size) as temporary:
         file = h5py.File(temporary, "w")
-        used = 0
         try:
             _reserve(temporary, size + size // 50 + _ROOM)
             yield file
             file.flush()
             used = file.id.get_filesize()
         except OSError:
-            _let_go(file)
+            _give_up(file)
             raise
-        finally:
+        except BaseException:
             file.close()
+            raise
+        file.close()
         os.truncate(temporary, used)  # gives back what was reserved and is not needed
 
 
@@ -254,9 +259,9 @@ def _reserve(path: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
 
 
-def _let_go(file: Any) -> None:
-    """Let a file that is given up be closed: what the library still has to write goes nowhere."""
+def _give_up(file: Any) -> None:
+    """Close a file that the disk refused: what the library still has to write goes nowhere."""
     with tempfile.TemporaryFile(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as nowhere:
         os.dup2(nowhere.fileno(), file.id.get_vfd_handle())
-    with suppress(OSError):
-        file.flush()
+    with suppress(OSError, RuntimeError):  # its cache may be beyond closing, which harms nobody now
+        file.close()

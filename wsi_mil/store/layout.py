@@ -1,8 +1,12 @@
 """The run folder: which file lies where. The only place that builds these paths."""
 
+import json
 from pathlib import Path
 
-from wsi_mil.errors import ConfigError
+from wsi_mil.errors import ConfigError, FormatError
+from wsi_mil.store.atomic import write_text
+
+_POINTER = "wsi-mil features pointer"
 
 
 def patches_path(run: Path, slide_id: str) -> Path:
@@ -19,6 +23,49 @@ def features_folder(run: Path, encoder: str) -> Path:
 def features_path(run: Path, encoder: str, slide_id: str) -> Path:
     """RUN/features/<encoder>/<slide_id>.h5."""
     return features_folder(run, encoder) / f"{slide_id}.h5"
+
+
+def features_zarr(run: Path, encoder: str) -> Path:
+    """RUN/features/<encoder>.zarr."""
+    folder = features_folder(run, encoder)
+    return folder.with_name(folder.name + ".zarr")
+
+
+def pointer_path(run: Path, encoder: str) -> Path:
+    """RUN/features/<encoder>.json: says where the features lie, if not in the run folder."""
+    folder = features_folder(run, encoder)
+    return folder.with_name(folder.name + ".json")
+
+
+def write_pointer(run: Path, encoder: str, url: str) -> None:
+    """Note in the run that an encoder's features lie in the zarr store at ``url``."""
+    path = pointer_path(run, encoder)
+    if not path.exists() or read_pointer(path)["url"] != url:
+        content = {"format": _POINTER, "format_version": 1, "encoder": encoder, "kind": "zarr", "url": url}
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def read_pointer(path: Path) -> dict[str, str]:
+    """Return what a pointer says: ``encoder``, ``kind`` and ``url``.
+
+    Raises:
+        FormatError: it is no pointer.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != _POINTER or content["format_version"] != 1:
+            raise ValueError(f"it says it is {content['format']!r} version {content['format_version']}")
+        return {name: str(content[name]) for name in ("encoder", "kind", "url")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FormatError(
+            f"{path}: should say at which URL the features lie, and does not ({error!r}); remove it and run "
+            "`wsi-mil embed` with --store zarr --store-url."
+        ) from error
+
+
+def same_encoder(one: str, other: str) -> bool:
+    """Tell whether two names are the same encoder's, as far as a folder's name can tell."""
+    return features_folder(Path(), one) == features_folder(Path(), other)
 
 
 def model_folder(run: Path, name: str) -> Path:

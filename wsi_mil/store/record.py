@@ -73,7 +73,7 @@ def read_stage(run: Path, stage: str) -> dict[str, Any] | None:
 
 
 def same_record(
-    found: Mapping[str, Any], record: Mapping[str, Any], where: Path, overwrite: bool = False
+    found: Mapping[str, Any], record: Mapping[str, Any], where: Path | str, overwrite: bool = False
 ) -> bool:
     """Tell whether an output that says it was made with ``found`` is what ``record`` would make.
 

@@ -5,8 +5,8 @@ that is not in it. It knows no model.
 """
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import manifest, store
 from wsi_mil.config import TrainConfig
-from wsi_mil.errors import ConfigError, FormatError, LabelError
+from wsi_mil.errors import FormatError, LabelError
 from wsi_mil.parallel import Outcome, console
 
 
@@ -76,22 +76,20 @@ def read_cohort(config: TrainConfig) -> Cohort:
         )
     if config.label_level == "patient":
         manifest.check_patients(labels)
-    folder = _features_folder(config)
-    paths = {path.stem: path for path in sorted(folder.glob("*.h5")) if path.name[0] != "."}
-    match = manifest.match(labels, paths, folder)
+    features = store.open_features(config.run, config.encoder or store.only_encoder(config.run))
+    place = features.place
+    match = manifest.match(labels, features.slide_ids(), place)
     left_out = [
-        Outcome(slide_id=each, status="failed", reason=f"no features: not in {folder}.{match.hint}")
+        Outcome(slide_id=each, status="failed", reason=f"no features: not in {place}.{match.hint}")
         for each in match.without_features
     ]
     left_out += [Outcome(slide_id=each, status="skipped", reason="no label") for each in match.without_label]
 
-    bags, identity, failed = _read_bags({name: paths[name] for name in match.labels.slide_ids})
+    bags, identity, failed = _read_bags(features, match.labels.slide_ids)
     left_out += failed
     _say(left_out)
     if not bags:
-        raise LabelError(
-            f"{labels.path}: no slide with a label has a patch in {folder}; nothing to train on."
-        )
+        raise LabelError(f"{labels.path}: no slide with a label has a patch in {place}; nothing to train on.")
     used = {bag.slide_id for bag in bags}
     kept = match.labels.take(i for i, each in enumerate(match.labels.slide_ids) if each in used)
     classes = manifest.classes_of(kept, config.positive)
@@ -101,29 +99,17 @@ def read_cohort(config: TrainConfig) -> Cohort:
     )
 
 
-def _features_folder(config: TrainConfig) -> Path:
-    parent = config.run / "features"
-    if config.encoder is None:
-        return parent / store.only_folder(parent, "--encoder", "embed")
-    folder = store.features_folder(config.run, config.encoder)
-    if not folder.is_dir():
-        there = sorted(p.name for p in parent.iterdir() if p.is_dir()) if parent.is_dir() else []
-        raise ConfigError(
-            f"--encoder {config.encoder}: no features in {folder} (there are: {', '.join(there) or 'none'}); "
-            "run `wsi-mil embed` with that encoder first."
-        )
-    return folder
-
-
-def _read_bags(paths: dict[str, Path]) -> tuple[list[Bag], dict[str, Any], list[Outcome]]:
+def _read_bags(
+    features: store.FeatureStore, slide_ids: Sequence[str]
+) -> tuple[list[Bag], dict[str, Any], list[Outcome]]:
     """Return the bags that can be used, the identity they share, and the failures of the others."""
     bags: list[Bag] = []
     failed: list[Outcome] = []
     identity: dict[str, Any] = {}
-    first = Path()
-    for slide_id, path in paths.items():
+    first = ""
+    for slide_id in slide_ids:
         try:
-            item = store.read_features(path)
+            item = features.read(slide_id)
         except FormatError as error:
             failed.append(Outcome(slide_id=slide_id, status="failed", reason=str(error)))
             continue
@@ -132,12 +118,12 @@ def _read_bags(paths: dict[str, Path]) -> tuple[list[Bag], dict[str, Any], list[
             failed.append(Outcome(slide_id=slide_id, status="failed", reason=reason))
             continue
         if not identity:
-            identity, first = item.identity, path
+            identity, first = item.identity, features.where(slide_id)
         difference = configs.first_difference(identity, item.identity)
         if difference is not None:
             raise FormatError(
-                f"{path}: other features than {first}: {difference}. One model needs one kind; "
-                "tile and embed all slides with the same settings."
+                f"{features.where(slide_id)}: other features than {first}: {difference}. One model "
+                "needs one kind; tile and embed all slides with the same settings."
             )
         digest = hashlib.sha256(np.ascontiguousarray(item.features).tobytes()).hexdigest()[:16]
         bags.append(Bag(slide_id=slide_id, features_ND=item.features, digest=digest))

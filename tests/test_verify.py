@@ -1,0 +1,557 @@
+"""Faults planted in a run, one at a time: each is found and named, and none is reported on a clean run."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+
+from tests.test_heatmap import head as model_head
+from tests.test_heatmap import random_model
+from wsi_mil import config as configs
+from wsi_mil import models, store, verify
+from wsi_mil.config import VerifyConfig
+from wsi_mil.geometry import PatchGeometry, grid_l0
+from wsi_mil.store import checksum
+
+SLIDES = ("a", "b", "c d")
+KINDS = ("hdf5", "zarr")
+GEOMETRY = PatchGeometry.plan(width_l0=9000, height_l0=9000, mpp_l0=0.5, mpp=0.5, patch_px=256)
+
+
+def patches_of(slide_id: str) -> store.Patches:
+    seed = SLIDES.index(slide_id)
+    coords = grid_l0(GEOMETRY)[: 700 + seed]
+    return store.Patches(
+        slide_id=slide_id, slide_path=Path(f"/slides/{slide_id}.svs"), reader="openslide", mpp_source="given",
+        geometry=GEOMETRY, coords=coords, tissue_fraction=np.linspace(0.1, 1, len(coords), dtype=np.float32),
+        record={"mpp": 0.5},
+    )  # fmt: skip
+
+
+def write_features(features: store.FeatureStore, slide_id: str) -> None:
+    patches = patches_of(slide_id)
+    rng = np.random.default_rng(SLIDES.index(slide_id))
+    values = rng.normal(size=(len(patches.coords), 6)).astype(np.float16)
+    head = store.FeaturesHead(
+        slide_id=slide_id, slide_path=patches.slide_path, reader="openslide", geometry=GEOMETRY,
+        encoder="net", weights_digest="f00d", patches_digest=patches.digest, dim=6, record={"encoder": "net"},
+    )  # fmt: skip
+    with features.writer(head, patches.coords) as writer:
+        writer.put(np.arange(1, len(values)), values[1:])
+        writer.leave_out([{"index": 0, "x_l0": 0, "y_l0": 0, "where": "block 1", "reason": "zeros"}])
+
+
+def make(run: Path, kind: str) -> None:
+    """Make what is not there, as the stages do when they are run again."""
+    features = store.open_features(run, "net", kind)
+    tile, embed = [], []
+    for slide_id in SLIDES:
+        path = store.patches_path(run, slide_id)
+        if not store.is_done(path, {"mpp": 0.5}, "patches"):
+            store.write_patches(path, patches_of(slide_id))
+        tile.append({"slide_id": slide_id, "status": "done", "patches": len(patches_of(slide_id).coords)})
+        if not features.is_done(slide_id, {"encoder": "net"}):
+            write_features(features, slide_id)
+        summary = features.summary(slide_id)
+        embed.append(
+            {
+                "slide_id": slide_id, "status": "done", "patches": summary.patches,
+                "checksum": summary.checksums["features"],
+            }
+        )  # fmt: skip
+        folder = store.heatmap_folder(run, "m", slide_id)
+        if not store.heatmap_is_done(folder, {"name": "m"}):
+            make_heatmap(folder, slide_id)
+    if not store.model_folder(run, "m").exists():
+        make_model(store.model_folder(run, "m"))
+    columns = ("slide_id", "status", "patches", "checksum", "reason")
+    if (run / "tile").exists():
+        return
+    for stage, rows in (("tile", tile), ("embed", embed), ("heatmap", tile)):
+        store.write_csv(run / stage / "slides.csv", columns, rows)
+        facts = {"config": {"encoder": "net"}, "model": "m"}
+        store.write_text(run / stage / "stage.json", json.dumps(facts))
+
+
+def make_heatmap(folder: Path, slide_id: str) -> None:
+    coords = patches_of(slide_id).coords[1:]
+    heatmap = store.Heatmap(
+        slide_id=slide_id, geometry=GEOMETRY, coords=coords, record={"name": "m"}, facts={},
+        attention=np.full(len(coords), 1 / len(coords), np.float32),
+    )  # fmt: skip
+    with store.atomic_folder(folder) as temporary:
+        store.write_heatmap(temporary / "heatmap.zarr", heatmap)
+        (temporary / "overlay.jpg").write_bytes(b"\xff\xd8 a picture \xff\xd9")
+        (temporary / "heatmap.geojson").write_text("{}")
+
+
+def make_model(folder: Path) -> None:
+    record = {"model": "attention"}
+    with store.atomic_folder(folder) as temporary:
+        for fold in (0, 1):
+            tensors = models.tensors(random_model(fold))
+            store.write_fold(temporary / f"fold_{fold}.safetensors", tensors, model_head(fold=fold))
+        scores = {"config": record, "config_digest": configs.digest(record)}
+        scores |= {"features_digest": "1", "labels_digest": "2"}
+        (temporary / "metrics.json").write_text(json.dumps(scores))
+        (temporary / "config.toml").write_text("[train]\n")
+        (temporary / "splits.csv").write_text("fold,member,slide_id,role\n0,0,a,test\n1,0,b,test\n")
+        (temporary / "predictions.csv").write_text("slide_id\na\n")
+
+
+@pytest.fixture(scope="module")
+def clean(tmp_path_factory) -> dict[str, Path]:
+    runs = {kind: tmp_path_factory.mktemp(kind) / "run" for kind in KINDS}
+    for kind, run in runs.items():
+        make(run, kind)
+    return runs
+
+
+# The faults: each plants one in a run and returns the file that verify must name.
+
+
+@dataclass
+class Bench:
+    """One copy of a run, and the random numbers of one fault."""
+
+    run: Path
+    kind: str
+    rng: np.random.Generator
+
+    @property
+    def features(self) -> store.FeatureStore:
+        return store.open_features(self.run, "net", self.kind)
+
+    def slide(self) -> str:
+        return SLIDES[self.rng.integers(len(SLIDES))]
+
+    def features_file(self, slide_id: str, name: str = "features") -> Path:
+        """The file on disk that holds the values of an array."""
+        where = Path(self.features.where(slide_id))
+        return where if self.kind == "hdf5" else where / name / "c" / "0" / "0"
+
+    def change(self, where: Path, change: Callable[[object], None]) -> None:
+        """Change a slide's features (or a patches file) as a program would that knows of checksums."""
+        if where.is_dir():
+            node = zarr.open_group(where, mode="a")
+            change(node)
+            for name in ("coords", "features"):
+                node[name].attrs["checksum"] = checksum.of_array(np.asarray(node[name][:]))
+            found = {"": node.attrs.asdict()} | {
+                name: node[name].attrs.asdict() for name in ("coords", "features", "left_out")
+            }
+            node.attrs["attributes_checksum"] = checksum.of_attributes(found)
+            return
+        with h5py.File(where, "a") as node:
+            change(node)
+            for name in set(node) - {"left_out"}:
+                node[name].attrs["checksum"] = checksum.of_array(node[name][:])
+            found = {owner: dict(node[owner or "/"].attrs) for owner in ["", *node]}
+            node.attrs["attributes_checksum"] = checksum.of_attributes(found)
+
+
+def flip(path: Path, rng: np.random.Generator, first: int = 0, count: int | None = None) -> None:
+    data = bytearray(path.read_bytes())
+    at = first + int(rng.integers(count or len(data) - first))
+    data[at] ^= 1 << int(rng.integers(8))
+    path.write_bytes(data)
+
+
+def flipped(array: str) -> Callable[[Bench], str]:
+    def plant(bench: Bench) -> str:
+        slide_id = bench.slide()
+        path, first, count = bench.features_file(slide_id, array), 0, None
+        if bench.kind == "hdf5":
+            with h5py.File(path) as file:
+                if array == "coords":
+                    first, count = file[array].id.get_offset(), file[array].id.get_storage_size()
+                else:
+                    info = file[array].id.get_chunk_info(0)
+                    first, count = info.byte_offset, info.size
+        flip(path, bench.rng, first, count)
+        return bench.features.where(slide_id)
+
+    return plant
+
+
+def flipped_attribute(bench: Bench) -> str:
+    """One bit of the text of the settings, as it stands in the file."""
+    slide_id = bench.slide()
+    where = Path(bench.features.where(slide_id))
+    path = where if bench.kind == "hdf5" else where / "zarr.json"
+    data = bytearray(path.read_bytes())
+    at = data.index(b"f00d") + int(bench.rng.integers(4))
+    data[at] ^= 1
+    path.write_bytes(data)
+    return str(where)
+
+
+def flipped_in_patches(bench: Bench) -> str:
+    path = store.patches_path(bench.run, bench.slide())
+    with h5py.File(path) as file:
+        name = ("coords", "tissue_fraction")[bench.rng.integers(2)]
+        first, count = file[name].id.get_offset(), file[name].id.get_storage_size()
+    flip(path, bench.rng, first, count)
+    return str(path)
+
+
+def any_file(bench: Bench) -> tuple[Path, str]:
+    """Return a file, and what of it verify names."""
+    slide_id = bench.slide()
+    if bench.rng.random() < 0.4:
+        path = store.patches_path(bench.run, slide_id)
+        return path, str(path)
+    array = ("features", "coords")[bench.rng.integers(2)]
+    return bench.features_file(slide_id, array), bench.features.where(slide_id)
+
+
+def truncated(bench: Bench) -> str:
+    path, named = any_file(bench)
+    os.truncate(path, int(path.stat().st_size * bench.rng.uniform(0.05, 0.95)))
+    return named
+
+
+def emptied(bench: Bench) -> str:
+    path, named = any_file(bench)
+    os.truncate(path, 0)
+    return named
+
+
+def garbage(bench: Bench) -> str:
+    path, named = any_file(bench)
+    path.write_bytes(bench.rng.bytes(path.stat().st_size))
+    return named
+
+
+def swapped(bench: Bench) -> str:
+    one, two = bench.rng.permutation(SLIDES)[:2]
+    paths = [store.patches_path(bench.run, each) for each in (one, two)]
+    if bench.rng.random() < 0.7:
+        paths = [Path(bench.features.where(each)) for each in (one, two)]
+    aside = bench.run / "aside"
+    paths[0].rename(aside)
+    paths[1].rename(paths[0])
+    aside.rename(paths[1])
+    return str(paths[0])
+
+
+def missing(bench: Bench) -> str:
+    slide_id = bench.slide()
+    if bench.rng.random() < 0.3:
+        path = store.patches_path(bench.run, slide_id)
+        path.unlink()
+        return str(path)
+    if bench.rng.random() < 0.3:
+        folder = store.heatmap_folder(bench.run, "m", slide_id)
+        shutil.rmtree(folder)
+        return str(folder)
+    bench.features.remove(slide_id)
+    return bench.features.where(slide_id)
+
+
+def not_a_number(bench: Bench) -> str:
+    where = Path(bench.features.where(bench.slide()))
+    row, bad = int(bench.rng.integers(690)), (np.nan, np.inf, -np.inf)[bench.rng.integers(3)]
+
+    def change(node):
+        node["features"][row, 3] = bad
+
+    bench.change(where, change)
+    return str(where)
+
+
+def rows_dropped(bench: Bench) -> str:
+    where = Path(bench.features.where(bench.slide()))
+    keep = int(bench.rng.integers(1, 600))
+
+    def change(node):
+        for name in ("coords", "features"):
+            values, facts = node[name][:keep], dict(node[name].attrs)
+            del node[name]
+            if where.is_dir():
+                node.create_array(name, data=np.asarray(values), attributes=facts)
+            else:
+                node.create_dataset(name, data=values).attrs.update(facts)
+
+    bench.change(where, change)
+    return str(where)
+
+
+def wrong_format(bench: Bench) -> str:
+    patches = bench.rng.random() < 0.3
+    where = store.patches_path(bench.run, "a") if patches else Path(bench.features.where(bench.slide()))
+    name, value = (("format", "clam"), ("format_version", 7), ("format_version", 0))[bench.rng.integers(3)]
+
+    def change(node):
+        node.attrs[name] = value
+
+    bench.change(where, change)
+    return str(where)
+
+
+def other_settings(bench: Bench) -> str:
+    where = Path(bench.features.where(bench.slide()))
+
+    def change(node):
+        node.attrs["config"] = json.dumps({"encoder": f"net{bench.rng.integers(99)}"})
+
+    bench.change(where, change)
+    return str(where)
+
+
+def of_other_patches(bench: Bench) -> str:
+    where = Path(bench.features.where(bench.slide()))
+
+    def change(node):
+        if bench.rng.random() < 0.5:
+            node.attrs["patches_digest"] = "0123456789abcdef"
+        else:
+            coords = node["coords"][:]
+            coords[int(bench.rng.integers(len(coords)))] += 256
+            node["coords"][:] = coords
+
+    bench.change(where, change)
+    return str(where)
+
+
+def replaced(bench: Bench) -> str:
+    """Other values, whole and with checksums: only the stage's table knows better."""
+    where = Path(bench.features.where(bench.slide()))
+
+    def change(node):
+        node["features"][int(bench.rng.integers(690)), 2] = 9.5
+
+    bench.change(where, change)
+    return str(where)
+
+
+def leftover(bench: Bench) -> str:
+    process = subprocess.Popen(["true"])
+    process.wait()
+    host = store.atomic._host()  # type: ignore[attr-defined]
+    features = Path(bench.features.place)
+    folder = (bench.run / "patches", features, bench.run / "models", bench.run / "heatmaps" / "m", bench.run)
+    path = folder[bench.rng.integers(5)] / f".x.h5.{host}-{process.pid}.tmp"
+    which = bench.rng.integers(4)
+    if which == 0:
+        path.mkdir()
+        (path / "zarr.json").write_text("{}")
+    elif which == 1:
+        path = bench.run / "embed" / "claims" / "net" / "a.claim-3"
+        path.parent.mkdir(parents=True)
+        path.write_text("x")
+        os.utime(path, (time.time() - 700,) * 2)
+    elif which == 2:
+        path = path.with_name(".x.h5.another-computer-77.tmp")
+        path.write_text("half")
+        os.utime(path, (time.time() - 9000,) * 2)
+    else:
+        path.write_text("half")
+    return str(path)
+
+
+def broken_model(bench: Bench) -> str:
+    folder = store.model_folder(bench.run, "m")
+    name = ("fold_0.safetensors", "fold_1.safetensors", "metrics.json")[bench.rng.integers(3)]
+    path = folder / name
+    os.truncate(path, int(path.stat().st_size * bench.rng.uniform(0, 0.9)))
+    return str(path)
+
+
+def broken_heatmap(bench: Bench) -> str:
+    folder = store.heatmap_folder(bench.run, "m", bench.slide())
+    name = ("overlay.jpg", "heatmap.geojson", "heatmap.zarr/zarr.json")[bench.rng.integers(3)]
+    os.truncate(folder / name, 1)
+    return str(folder / name.split("/")[0])
+
+
+FAULTS: dict[str, tuple[Callable[[Bench], str], set[str]]] = {
+    "bit of features": (flipped("features"), {"checksum", "unreadable"}),
+    "bit of coords": (flipped("coords"), {"checksum", "unreadable"}),
+    "bit of an attribute": (flipped_attribute, {"checksum"}),
+    "bit of patches": (flipped_in_patches, {"checksum"}),
+    "truncated": (truncated, {"unreadable", "checksum"}),
+    "empty": (emptied, {"unreadable", "checksum"}),
+    "garbage": (garbage, {"unreadable", "checksum"}),
+    "swapped": (swapped, {"wrong name"}),
+    "missing": (missing, {"missing"}),
+    "not a number": (not_a_number, {"not a number"}),
+    "rows dropped": (rows_dropped, {"counts"}),
+    "wrong format": (wrong_format, {"wrong format"}),
+    "other settings": (other_settings, {"other settings"}),
+    "of other patches": (of_other_patches, {"other patches"}),
+    "replaced": (replaced, {"checksum"}),
+    "leftover": (leftover, {"leftover"}),
+    "model": (broken_model, {"unreadable"}),
+    "heatmap": (broken_heatmap, {"unreadable"}),
+}
+
+
+def plant_find_repair(clean: dict[str, Path], folder: Path, kind: str, fault: str, seed: int) -> None:
+    run = folder / "run"
+    shutil.copytree(clean[kind], run)
+    plant, kinds = FAULTS[fault]
+    named = plant(Bench(run, kind, np.random.default_rng(seed)))
+    context = f"{fault} in {kind}, seed {seed}"
+    found = problems(run)
+    assert [each for each in found if each.file == named and each.kind in kinds], (context, named, found)
+    allowed = {"wrong name"} if fault == "swapped" else kinds | {"missing"}
+    assert {each.kind for each in found} <= allowed, (context, found)
+    assert len({each.file for each in found}) <= 2, (context, found)
+    newer = "update wsi-mil" in found[0].what_to_do()
+    result = verify.run(VerifyConfig(run=run, repair=True))
+    assert bool(result.failed) == (fault == "missing" or newer), (context, result.failed)
+    if newer:  # not ours to remove: the user has a newer program
+        return
+    make(run, kind)
+    assert problems(run) == [], context
+    shutil.rmtree(run)
+
+
+def problems(run: Path) -> list[store.Problem]:
+    verification = store.Verification(run)
+    for check in verification.checks:
+        check()
+    return verification.problems
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_clean_run_has_no_problem(clean, kind, wsi):
+    code, out, err = wsi("verify", "--run", clean[kind])
+    assert (code, err.count("failed")) == (0, 0), out + err
+    assert "verify: 10 done, 0 skipped, 0 failed" in out
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_planted_fault_is_found_named_and_repaired(clean, tmp_path, kind, fault):
+    plant_find_repair(clean, tmp_path, kind, fault, seed=11)
+
+
+@pytest.mark.slow
+def test_two_hundred_planted_faults(clean, tmp_path):
+    rng = np.random.default_rng(2026)
+    for number in range(200):
+        fault = list(FAULTS)[number % len(FAULTS)]
+        folder = tmp_path / str(number)
+        plant_find_repair(clean, folder, KINDS[number // 2 % 2], fault, int(rng.integers(2**31)))
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_what_lives_or_is_not_ours_is_left_alone(clean, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    process = subprocess.Popen(["sleep", "60"])
+    kept = [
+        run / "patches" / f".x.h5.{store.atomic._host()}-{process.pid}.tmp",  # type: ignore[attr-defined]
+        run / "patches" / ".x.h5.another-computer-77.tmp",
+        run / "embed" / "claims" / "net" / "a.claim-1",
+        run / "patches" / ".notes.tmp",
+        run / "features" / "net" / "README.txt",
+    ]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("x")
+    try:
+        assert problems(run) == []
+        verify.run(VerifyConfig(run=run, repair=True))
+        assert all(path.exists() for path in kept)
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_nothing_outside_the_run_is_followed_or_removed(clean, tmp_path):
+    run, outside = tmp_path / "run", tmp_path / "outside"
+    shutil.copytree(clean["hdf5"], run)
+    outside.mkdir()
+    (run / "features" / "net").rename(outside / "net")
+    (run / "features" / "net").symlink_to(outside / "net")
+    os.truncate(outside / "net" / "a.h5", 100)
+    path = store.patches_path(run, "b")
+    path.rename(outside / "b.h5")
+    os.truncate(outside / "b.h5", 100)
+    path.symlink_to(outside / "b.h5")
+    process = subprocess.Popen(["true"])
+    process.wait()
+    temporary = run / f".x.{store.atomic._host()}-{process.pid}.tmp"  # type: ignore[attr-defined]
+    temporary.symlink_to(outside)
+    found = problems(run)
+    assert {(each.file, each.kind) for each in found} == {
+        (str(run / "features" / "net"), "not checked"), (str(path), "not checked"),
+        (str(temporary), "leftover"),
+    }  # fmt: skip
+    verify.run(VerifyConfig(run=run, repair=True))
+    assert not temporary.is_symlink()
+    assert sorted(each.name for each in outside.rglob("*")) == ["a.h5", "b.h5", "b.h5", "c d.h5", "net"]
+
+
+def test_features_elsewhere_are_checked_and_never_removed(clean, tmp_path):
+    run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
+    shutil.copytree(clean["zarr"], run)
+    features = store.open_features(run, "net")
+    shutil.rmtree(features.place)
+    other = store.open_features(run, "net", "zarr", str(elsewhere))
+    for slide_id in SLIDES:
+        write_features(other, slide_id)
+    assert problems(run) == []
+    flip(elsewhere / "a" / "features" / "c" / "0" / "0", np.random.default_rng(1))
+    result = verify.run(VerifyConfig(run=run, repair=True))
+    assert [each.slide_id for each in result.failed] == [str(elsewhere / "a")]
+    assert other.slide_ids() == sorted(SLIDES)
+
+
+def test_files_written_before_checksums_are_a_remark(clean, tmp_path, wsi):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    for path in (store.patches_path(run, "a"), store.features_path(run, "net", "b")):
+        with h5py.File(path, "a") as file:
+            del file.attrs["attributes_checksum"]
+            for name in file:
+                if "checksum" in file[name].attrs:
+                    del file[name].attrs["checksum"]
+    code, out, _ = wsi("verify", "--run", run)
+    assert code == 0
+    assert "verify: 8 done, 2 skipped, 0 failed" in out
+    assert "patches/a.h5: not checked: written before checksums" in out
+
+
+def test_the_command_says_file_problem_and_what_to_do(clean, tmp_path, wsi):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    flip_at = store.features_path(run, "net", "c d")
+    os.truncate(flip_at, 999)
+    store.features_path(run, "net", "a").unlink()
+    code, out, _ = wsi("verify", "--run", run)
+    assert code == 1
+    assert "2 failed" in out
+    assert "features/net/c d.h5" in out
+    assert "unreadable: not readable as HDF5" in out
+    assert "remove it (--repair does), then run `wsi-mil embed` again." in out
+    assert "missing: embed/slides.csv says that it is done; run `wsi-mil embed` again." in out
+    code, out, _ = wsi("verify", "--run", run, "--repair")
+    assert code == 1, "a missing file is beyond it"
+    assert "note: features/net/c d.h5: removed (unreadable: " in out
+    make(run, "hdf5")
+    assert wsi("verify", "--run", run)[0] == 0
+    assert wsi("verify", "--run", tmp_path / "nowhere")[0] == 2
+
+
+def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
+    if not os.geteuid():
+        pytest.skip("root may read everything: missing permission was NOT tested")
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    path = store.features_path(run, "net", "a")
+    path.chmod(0)
+    (problem,) = problems(run)
+    assert (problem.kind, problem.removable) == ("no permission", None)

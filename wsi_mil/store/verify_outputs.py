@@ -1,0 +1,219 @@
+"""Checks of what stages make of features, and of their tables: models, heatmaps, slides.csv, stage.json.
+
+Comes in: a run folder. Goes out: what is wrong with them.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from wsi_mil import config as configs
+from wsi_mil.errors import FormatError
+from wsi_mil.store.features import FeatureStore
+from wsi_mil.store.heatmaps import read_heatmap
+from wsi_mil.store.layout import (
+    features_folder,
+    features_zarr,
+    heatmap_folder,
+    patches_path,
+    pointer_path,
+    same_encoder,
+)
+from wsi_mil.store.models import model_digest, read_fold
+from wsi_mil.store.problems import Problem, inside
+from wsi_mil.store.record import read_csv
+from wsi_mil.store.verify_files import Checked
+
+_DAMAGE = (FormatError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RuntimeError)
+
+
+def check_model(folder: Path) -> list[Problem]:
+    """Return what is wrong with a model's folder; it is repaired by training again."""
+
+    def problem(file: Path, kind: Any, detail: str) -> Problem:
+        return Problem(file=str(file), kind=kind, detail=detail, command="train", removable=folder)
+
+    problems = []
+    for name in ("config.toml", "splits.csv", "predictions.csv", "metrics.json"):
+        if not (folder / name).is_file():
+            problems.append(problem(folder / name, "missing", "every model has one"))
+    try:
+        if (folder / "metrics.json").is_file():
+            model_digest(folder)
+            content = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+            if configs.digest(content["config"]) != content["config_digest"]:
+                problems.append(
+                    problem(folder / "metrics.json", "other settings", "its config_digest differs")
+                )
+    except _DAMAGE as error:
+        problems.append(problem(folder / "metrics.json", "unreadable", str(error)))
+    folds = {row.get("fold", "") for row in read_csv(folder / "splits.csv")}
+    there = {path.stem.removeprefix("fold_"): path for path in sorted(folder.glob("fold_*.safetensors"))}
+    for fold in sorted(folds - there.keys()) if folds else [] if there else ["0"]:
+        problems.append(problem(folder / f"fold_{fold}.safetensors", "missing", "splits.csv names its fold"))
+    for path in there.values():
+        try:
+            tensors, _ = read_fold(path)
+        except _DAMAGE as error:
+            problems.append(problem(path, "unreadable", str(error).removeprefix(f"{path}: ")))
+            continue
+        bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+        if bad:
+            problems.append(problem(path, "not a number", f"NaN or infinity in {bad[0]}"))
+    return problems
+
+
+def check_heatmap(folder: Path) -> list[Problem]:
+    """Return what is wrong with a slide's heatmap folder; it is repaired by drawing again."""
+
+    def problem(file: Path, kind: Any, detail: str) -> Problem:
+        return Problem(file=str(file), kind=kind, detail=detail, command="heatmap", removable=folder)
+
+    problems, path = [], folder / "heatmap.zarr"
+    try:
+        found = read_heatmap(path)
+        if found.slide_id != folder.name:
+            problems.append(problem(path, "wrong name", f"says that it is of slide {found.slide_id}"))
+        if len(found.attention) != len(found.coords):
+            detail = f"{len(found.attention)} values for {len(found.coords)} patches"
+            problems.append(problem(path, "counts", detail))
+        elif not np.isfinite(found.attention).all():
+            problems.append(problem(path, "not a number", "NaN or infinity in attention"))
+        elif len(found.attention) and abs(float(found.attention.sum(dtype=np.float64)) - 1) > 1e-3:
+            problems.append(problem(path, "checksum", "the attention does not sum to 1"))
+    except _DAMAGE as error:
+        problems.append(problem(path, "unreadable", str(error).removeprefix(f"{path}: ")))
+    for name, whole in (("overlay.jpg", _is_jpeg), ("heatmap.geojson", _is_json)):
+        if not (folder / name).is_file():
+            problems.append(problem(folder / name, "missing", "every heatmap has one"))
+        elif not whole(folder / name):
+            problems.append(problem(folder / name, "unreadable", "not whole"))
+    return problems
+
+
+def _is_jpeg(path: Path) -> bool:
+    data = path.read_bytes()
+    return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return True
+
+
+def check_stage(run: Path, stage: str) -> list[Problem]:
+    """Return what is wrong with RUN/<stage>/stage.json and slides.csv in themselves."""
+    problems = []
+    path = run / stage / "stage.json"
+    if path.exists() and not _is_json(path):
+        problems.append(
+            Problem(file=str(path), kind="unreadable", detail="no JSON", command=stage, removable=path)
+        )
+    path = run / stage / "slides.csv"
+    try:
+        rows = read_csv(path)
+        if rows and not {"slide_id", "status"} <= rows[0].keys():
+            raise ValueError("no columns slide_id and status")
+    except (OSError, ValueError) as error:
+        problems.append(
+            Problem(file=str(path), kind="unreadable", detail=str(error), command=stage, removable=path)
+        )
+    return problems
+
+
+def check_patches_table(run: Path, checked: Mapping[str, Checked]) -> list[Problem]:
+    """Return where RUN/tile/slides.csv and the patches that are there do not agree."""
+    problems = []
+    for row in _finished(run, "tile"):
+        path = patches_path(run, row["slide_id"])
+        problems += _row_problems(row, str(path), path, checked.get(row["slide_id"]), "tile")
+    return problems
+
+
+def check_features_table(
+    run: Path, stores: Mapping[str, FeatureStore], checked: Mapping[tuple[str, str], Checked]
+) -> list[Problem]:
+    """Return where RUN/embed/slides.csv and the features of the encoder that it is about do not agree.
+
+    ``checked`` is by encoder and slide.
+    """
+    rows = _finished(run, "embed")
+    if not rows:
+        return []
+    try:
+        wanted = str(
+            json.loads((run / "embed" / "stage.json").read_text(encoding="utf-8"))["config"]["encoder"]
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        wanted = ""
+    names = [name for name in stores if same_encoder(name, wanted)] or (
+        list(stores) if len(stores) == 1 else []
+    )
+    places = [place(run, wanted) for place in (features_folder, features_zarr, pointer_path)]
+    if not names and any(place.exists() for place in places):
+        return []  # a link out of the run folder, or a pointer that cannot be read: said already
+    problems = []
+    for row in rows:
+        slide_id = row["slide_id"]
+        where = (
+            stores[names[0]].where(slide_id) if names else f"{run / 'features' / (wanted or '?')}/{slide_id}"
+        )
+        removable = Path(where) if "://" not in where and inside(run, Path(where)) else None
+        found = checked.get((names[0], slide_id)) if names else None
+        problems += _row_problems(row, where, removable, found, "embed")
+    return problems
+
+
+def _row_problems(
+    row: Mapping[str, str], where: str, removable: Path | None, found: Checked | None, stage: str
+) -> list[Problem]:
+    """Return where a row of a stage's table and the file that it is about do not agree."""
+    if found is None:
+        if "://" not in where and Path(where).exists():
+            return []  # a link out of the run folder, which was left alone
+        detail = f"{stage}/slides.csv says that it is {row['status']}"
+        return [Problem(file=where, kind="missing", detail=detail, command=stage)]
+    if any(not each.is_remark for each in found.problems):
+        return []  # said already
+    counted, stated = row.get("patches", ""), row.get("checksum", "")
+    if counted and found.patches is not None and int(counted) != found.patches:
+        detail = f"{found.patches} patches; {stage}/slides.csv says {counted}"
+        return [Problem(file=where, kind="counts", detail=detail, command=stage, removable=removable)]
+    if stated and found.checksum and stated != found.checksum:
+        detail = f"its features are not those of {stage}/slides.csv"
+        return [Problem(file=where, kind="checksum", detail=detail, command=stage, removable=removable)]
+    return []
+
+
+def check_heatmaps_table(run: Path) -> list[Problem]:
+    """Return which heatmaps RUN/heatmap/slides.csv says are done and are not there."""
+    try:
+        model = str(json.loads((run / "heatmap" / "stage.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    problems = []
+    for row in _finished(run, "heatmap"):
+        folder = heatmap_folder(run, model, row["slide_id"])
+        if not folder.is_dir():
+            detail = f"heatmap/slides.csv says that it is {row['status']}"
+            problems.append(Problem(file=str(folder), kind="missing", detail=detail, command="heatmap"))
+    return problems
+
+
+def _finished(run: Path, stage: str) -> list[dict[str, str]]:
+    """Return the rows of a stage's table whose output must be there: done, or skipped as done before."""
+    try:
+        rows = read_csv(run / stage / "slides.csv")
+    except (OSError, ValueError):
+        return []  # said by check_stage
+    return [
+        row
+        for row in rows
+        if row.get("status") == "done" or (row.get("status") == "skipped" and not row.get("reason"))
+    ]
