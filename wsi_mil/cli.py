@@ -2,7 +2,8 @@
 
 Comes in: arguments. Goes out: an exit code. 0: all done. 1: some slides failed (a table says which and why),
 or one error (one line; the traceback with --debug). 2: wrong usage or config. 130: interrupted. Nothing can
-be done here that ``wsi_mil.<stage>.run(Config(...))`` cannot (``_FUNCTIONS`` has the exceptions to that name).
+be done here that ``wsi_mil.<stage>.run(Config(...))`` cannot (``_FUNCTIONS`` has the exceptions to that
+name).
 """
 
 import argparse
@@ -94,9 +95,7 @@ def _run(stage: str, arguments: list[str]) -> int:
         return settings, print_config
 
     flags, of_file = _of_file(stage, arguments)
-    command.__annotations__["settings"] = Annotated[
-        _as_typed(config_class, of_file), tyro.conf.arg(name="")
-    ]
+    command.__annotations__["settings"] = Annotated[_as_typed(config_class, of_file), tyro.conf.arg(name="")]
     typed, print_only = tyro.cli(
         command,
         args=flags + arguments,
