@@ -49,7 +49,8 @@ def write_clam(
             dataset = _growing(file, "coords", coords, 1)
             dataset.attrs.update(
                 patch_size=side, patch_level=level, downsample=(downsample, downsample),
-                downsampled_level_dim=tuple(size), level_dim=tuple(size), name=name, save_path="/results/patches",
+                downsampled_level_dim=tuple(size), level_dim=tuple(size),
+                name=name, save_path="/results/patches",
             )  # fmt: skip
         with h5py.File(folder / "h5_files" / f"{name}.h5", "w") as file:
             _growing(file, "features", values, 32)
@@ -126,30 +127,37 @@ def write_atlaspatch(
                 file, "passports", np.array([f"{name}__x{x}_y{y}" for x, y in coords], dtype="S160"), 8192
             )
             file.attrs.update(
-                patch_size=PATCH_PX, patch_size_level0=SIZE_L0, level0_magnification=40, target_magnification=20,
-                overlap=0, level0_width=WIDTH, level0_height=HEIGHT, wsi_path=f"/slides/{name}.svs",
-                passport_version=2, creation_date="2026-02-09T00:00:00+00:00", filename=f"{name}.svs",
+                patch_size=PATCH_PX, patch_size_level0=SIZE_L0, level0_magnification=40,
+                target_magnification=20, overlap=0, level0_width=WIDTH, level0_height=HEIGHT,
+                wsi_path=f"/slides/{name}.svs", passport_version=2,
+                creation_date="2026-02-09T00:00:00+00:00", filename=f"{name}.svs",
                 mpp=MPP_L0, magnification=40, num_patches=len(coords),
             )  # fmt: skip
             for scale, encoder in enumerate(encoders, start=1):
                 _growing(file.require_group("features"), encoder, values * scale, 32)
 
 
+def by_column(coords: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a slide in the order of hs2p: x, then y."""
+    order = np.lexsort((coords[:, 1], coords[:, 0]))
+    return coords[order], values[order]
+
+
 def write_slide2vec(folder: Path, slides: Slides, payload: str = "pt") -> None:
     (folder / "tiles").mkdir(parents=True, exist_ok=True)
     (folder / "tile_embeddings").mkdir(exist_ok=True)
-    for name, (coords, values) in slides.items():
-        order = np.lexsort((coords[:, 1], coords[:, 0]))  # column by column
-        coords, values = coords[order], values[order]
+    for name, slide in slides.items():
+        coords, values = by_column(*slide)
         tiles = folder / "tiles" / f"{name}.coordinates"
         if len(coords):
             np.savez_compressed(
-                f"{tiles}.npz", tile_index=np.arange(len(coords), dtype=np.int32), x=coords[:, 0], y=coords[:, 1],
+                f"{tiles}.npz", tile_index=np.arange(len(coords), dtype=np.int32),
+                x=coords[:, 0], y=coords[:, 1],
                 tissue_fractions=np.linspace(0.5, 1, len(coords), dtype=np.float32),
             )  # fmt: skip
         meta = {
             "provenance": {"sample_id": name, "image_path": f"/slides/{name}.svs", "backend": "openslide"},
-            "slide": {"dimensions": [WIDTH, HEIGHT], "base_spacing_um": MPP_L0, "level_downsamples": [1.0, 4.0]},
+            "slide": {"dimensions": [WIDTH, HEIGHT], "base_spacing_um": MPP_L0, "level_downsamples": [1.0]},
             "tiling": {
                 "requested_tile_size_px": PATCH_PX, "requested_spacing_um": MPP, "tile_size_lv0": SIZE_L0,
                 "step_px_lv0": SIZE_L0, "overlap": 0.0, "n_tiles": len(coords),
@@ -166,7 +174,8 @@ def write_slide2vec(folder: Path, slides: Slides, payload: str = "pt") -> None:
         sidecar = {
             "sample_id": name, "artifact_type": "tile_embeddings", "format": payload,
             "feature_dim": values.shape[1] if len(coords) else None, "num_tiles": len(coords),
-            "encoder_name": "h0-mini", "coordinates_meta_path": f"/elsewhere/tiles/{name}.coordinates.meta.json",
+            "encoder_name": "h0-mini",
+            "coordinates_meta_path": f"/elsewhere/tiles/{name}.coordinates.meta.json",
             "tile_size_lv0": SIZE_L0, "image_path": f"/slides/{name}.svs", "annotation": None,
         }  # fmt: skip
         (base / f"{name}.meta.json").write_text(json.dumps(sidecar, indent=2, sort_keys=True))

@@ -40,10 +40,10 @@ TOOLS = [row[0] for row in MATRIX]
 ROWS = {row[0]: row for row in MATRIX}
 
 
-def take_over(tmp_path: Path, tool: str, slides: foreign.Slides, **flags: object):
+def take_over(tmp_path: Path, tool: str, theirs: foreign.Slides, /, **flags: object):
     """Import tmp_path/theirs into tmp_path/run in this process and return the result."""
     if flags.get("slides") is True:
-        flags["slides"] = foreign.write_manifest(tmp_path / "slides.csv", slides)
+        flags["slides"] = foreign.write_manifest(tmp_path / "slides.csv", theirs)
     config = {"tool": tool, "source": tmp_path / "theirs", "run": tmp_path / "run", "workers": 1} | flags
     return import_run(ImportConfig(**config))
 
@@ -69,10 +69,9 @@ def test_every_value_comes_over(tmp_path, tool):
     write(tmp_path / "theirs", slides)
     result = take_over(tmp_path, tool, slides, **flags)
     assert not result.failed, [each.reason for each in result.failed]
-    for name, (coords, values) in slides.items():
-        if tool == "slide2vec":  # column by column, and so it stays
-            order = np.lexsort((coords[:, 1], coords[:, 0]))
-            coords, values = coords[order], values[order]  # noqa: PLW2901
+    for name, slide in slides.items():
+        # hs2p's order is column by column, and so it stays
+        coords, values = foreign.by_column(*slide) if tool == "slide2vec" else slide
         patches = store.read_patches(store.patches_path(tmp_path / "run", name))
         features = store.read_features(store.features_path(tmp_path / "run", encoder, name))
         assert np.array_equal(patches.coords, coords)
@@ -232,9 +231,7 @@ def test_another_resolution_is_stale(tmp_path):
     foreign.write_trident(tmp_path / "theirs", slides)
     take_over(tmp_path, "trident", slides, slide_mpp=0.25)
     result = take_over(tmp_path, "trident", slides, slide_mpp=0.26)
-    assert [each.reason.split(": ")[2] for each in result.failed] == [
-        "mpp was 0.5 and is now 0.52. Restore the setting, use another --run (or --name), or make it again with --overwrite."
-    ] * 2  # noqa: E501
+    assert ["mpp was 0.5 and is now 0.52" in each.reason for each in result.failed] == [True, True]
 
 
 def test_several_encoders_share_their_patches(tmp_path):
@@ -290,7 +287,7 @@ def test_clam_at_a_level_of_the_pyramid(tmp_path):
 
 def test_grids_that_start_at_each_piece_of_tissue(tmp_path):
     grid = np.stack(np.meshgrid(np.arange(3), np.arange(3), indexing="ij"), -1).reshape(-1, 2) * 512
-    coords = np.concatenate([grid + (101, 57), grid + (3001, 2222)]).astype(np.int64)
+    coords = np.concatenate([grid + np.array([101, 57]), grid + np.array([3001, 2222])]).astype(np.int64)
     slides = {"a": (coords, np.ones((18, 4), np.float32))}
     foreign.write_clam(tmp_path / "theirs", slides)
     flags = {"slide_mpp": 0.25, "mpp": 0.5, "encoder": "r50"}
@@ -357,7 +354,7 @@ def test_stamps_older_files(tmp_path):
         slides,
         source=tmp_path / "theirs",
         slides=foreign.write_manifest(tmp_path / "n.csv", slides),
-    )  # noqa: E501
+    )
     assert store.read_features(store.features_path(tmp_path / "x/run", "uni", "a")).geometry == GEOMETRY
     foreign.write_stamp(tmp_path / "theirs", slides, feat_type="patient")
     with pytest.raises(ConfigError, match="none of its files"):
@@ -366,7 +363,7 @@ def test_stamps_older_files(tmp_path):
 
 def test_stamps_blocks_leave_the_grid_where_a_patch_is_no_whole_number(tmp_path):
     size = 256 / 0.2527  # level-0 pixels of 256 um
-    x = np.concatenate([np.arange(4) * size, 4052 + np.arange(3) * size])  # a block is 4 x ceil(size) pixels
+    x = np.concatenate([np.arange(4) * size, 4056 + np.arange(3) * size])  # a block is 4 x ceil(size) pixels
     coords = np.stack([x, np.zeros(7)], axis=1)
     slides = {"a": (coords, np.ones((7, 4), np.float32))}
     foreign.write_stamp(tmp_path / "theirs", slides, mpp_l0=0.2527, tile_size_um=256.0, tile_size_px=224)
@@ -409,7 +406,7 @@ def test_the_same_slide_twice_is_refused(tmp_path):
     for name in ("one", "two"):
         foreign.write_trident(tmp_path / "theirs" / name, slides)
     result = take_over(tmp_path, "trident", slides, slide_mpp=0.25)
-    assert len(result.failed) == 4
+    assert len(result.failed) == 8  # with their patches
     assert all("import one folder at a time" in each.reason for each in result.failed)
 
 
@@ -431,11 +428,11 @@ def test_the_slides_give_size_and_resolution(tmp_path, make_slide):
     assert (found.geometry.width_l0, found.geometry.height_l0, found.geometry.mpp_l0) == (2048, 1536, 0.25)
     assert (found.slide_path, found.reader) == (tmp_path / "slides" / "a.tiff", "openslide")
     assert found.mpp_source.startswith(("openslide", "tiffslide"))
-    foreign.write_trident(tmp_path / "theirs", slides)  # says that the slide had another size
-    result = take_over(tmp_path, "trident", slides, slides=tmp_path / "slides", run=tmp_path / "other")
-    assert "made from a slide of 8000 x 6000 pixels" in result.failed[0].reason
     result = take_over(tmp_path, "stamp", {}, slides=foreign.write_manifest(tmp_path / "m.csv", {"z": 0}))
     assert "no slide a in --slides" in result.failed[0].reason
+    foreign.write_trident(tmp_path / "others", slides)  # says that the slide had another size
+    result = take_over(tmp_path, "trident", {}, source=tmp_path / "others", slides=tmp_path / "slides")
+    assert "made from a slide of 8000 x 6000 pixels" in result.failed[0].reason
 
 
 def test_the_command_line(wsi, tmp_path):
