@@ -23,7 +23,7 @@ GEOMETRY = PatchGeometry(
 )
 # tool, how to write its files, what it does not say, the encoder under which the features appear
 MATRIX = [
-    ("clam", foreign.write_clam, {"slide_mpp": 0.25, "mpp": 0.5, "encoder": "r50"}, "r50"),
+    ("clam", foreign.write_clam, {"slide_mpp": 0.25, "mpp": 0.5, "patch_px": 256, "encoder": "r50"}, "r50"),
     ("trident", foreign.write_trident, {"slide_mpp": 0.25}, "uni_v1"),
     ("stamp", foreign.write_stamp, {"slides": True}, "uni"),
     ("slideflow", foreign.write_slideflow, {"slides": True}, "CTransPathFeatures"),
@@ -260,7 +260,7 @@ def test_features_and_patches_where_either_lacks(tmp_path):
     for name in ("h5_files/c.h5", "pt_files/c.pt"):
         (theirs / name).unlink()  # patches alone
     (theirs / "patches/d.h5").unlink()  # features whose file does not say their geometry
-    result = take_over(tmp_path, "clam", slides, slide_mpp=0.25, mpp=0.5, encoder="r50")
+    result = take_over(tmp_path, "clam", slides, slide_mpp=0.25, encoder="r50")
     by_id = {each.slide_id: each for each in result.outcomes}
     assert by_id["a"].status == by_id["c"].status == "done"
     assert "h5_files/b.h5 or patches/b.h5" in by_id["pt_files/b.pt"].reason
@@ -290,7 +290,7 @@ def test_grids_that_start_at_each_piece_of_tissue(tmp_path):
     coords = np.concatenate([grid + np.array([101, 57]), grid + np.array([3001, 2222])]).astype(np.int64)
     slides = {"a": (coords, np.ones((18, 4), np.float32))}
     foreign.write_clam(tmp_path / "theirs", slides)
-    flags = {"slide_mpp": 0.25, "mpp": 0.5, "encoder": "r50"}
+    flags = {"slide_mpp": 0.25, "mpp": 0.5, "patch_px": 256, "encoder": "r50"}
     with pytest.raises(ConfigError, match=r"do not say: the overlap of neighbouring patches.*--overlap-px N"):
         take_over(tmp_path, "clam", slides, **flags)
     take_over(tmp_path, "clam", slides, overlap_px=0, **flags)
@@ -311,8 +311,7 @@ def test_one_model_needs_one_mpp(tmp_path, capsys):
     b = store.read_features(store.features_path(tmp_path / "run", "uni_v1", "b"))
     assert (b.geometry.mpp, b.geometry.patch_size_l0, b.notes["mpp_exact"]) == (0.5, 512, 0.5054)
     result = take_over(tmp_path, "trident", slides, slides=path, mpp=0.45, overwrite=True)
-    assert "which is 568.889 pixels" not in result.failed[0].reason
-    assert all("256" in each.reason and "--mpp 0.45" in each.reason for each in result.failed)
+    assert "which is 284.444 pixels at --mpp 0.45; wanted 256." in result.failed[0].reason
 
 
 @pytest.mark.parametrize(("flags", "words"), [
@@ -395,8 +394,9 @@ def test_unfinished_and_foreign_files_are_named(tmp_path):
     (theirs / "process_list.csv").write_text("x")
     result = take_over(tmp_path, "slide2vec", slides)
     by_id = {each.slide_id: each for each in result.outcomes}
+    rows = {row["slide_id"]: row for row in store.read_csv(tmp_path / "run" / "import" / "slides.csv")}
     assert "it is unfinished" in by_id["tile_embeddings/a.npz"].reason
-    assert by_id["process_list.csv"].status == "skipped"
+    assert rows["process_list.csv"]["status"] == "skipped"
     assert (by_id["a"].status, by_id["b"].status) == ("done", "done")  # a: its patches
     assert not store.features_path(tmp_path / "run", "h0-mini", "a").exists()
 
@@ -458,10 +458,36 @@ def test_the_command_line(wsi, tmp_path):
         f'[import]\ntool = "trident"\nsource = {json.dumps(str(tmp_path / "theirs"))}\n'
         f"run = {json.dumps(str(tmp_path / 'run'))}\nslide_mpp = 0.25\n"
     )
-    code, out, _ = wsi("import", "--config", toml)
+    code, out, _ = wsi("import", "--config", toml, "--workers", 1)
     assert (code, "0 done" in out) == (0, True)
     code, _, err = wsi("import", "--config", toml, tmp_path / "nowhere")
     assert (code, "nowhere: no such folder" in err) == (2, True)
     first_file(tmp_path / "theirs", "trident").write_bytes(b"x")
-    code, out, _ = wsi("import", "--config", toml)
+    code, out, _ = wsi("import", "--config", toml, "--workers", 1)
     assert (code, "1 failed" in out, "not readable as HDF5" in out) == (1, True, True)
+
+
+def test_clams_patches_are_what_was_read_unless_said_otherwise(tmp_path):
+    slides = make_slides()
+    foreign.write_clam(tmp_path / "theirs", slides)
+    result = take_over(tmp_path, "clam", slides, slide_mpp=0.25, mpp=0.5, encoder="r50")
+    assert "which is 256 pixels at --mpp 0.5; wanted 512 (--patch-px, where" in result.failed[0].reason
+    take_over(tmp_path, "clam", slides, slide_mpp=0.25, encoder="r50")
+    found = store.read_features(store.features_path(tmp_path / "run", "r50", "a")).geometry
+    assert (found.mpp, found.patch_px, found.patch_size_l0) == (0.25, 512, 512)
+
+
+def test_slideflow_steps_by_whole_pixels(tmp_path):
+    side = int(302 / 0.2527)  # 1195, and 1195.09 exactly
+    coords = np.array([[0, 0], [6, 0], [2, 3]]) * side  # no neighbours
+    folder = tmp_path / "theirs"
+    foreign.write_slideflow(folder, {"a": (coords, np.ones((3, 4), np.float32))}, tile_um=302)
+    np.savez(folder / "a.index", arr_0=coords + int(side / 2))
+    path = foreign.write_manifest(tmp_path / "m.csv", {"a": (coords, coords)}, 0.2527)
+    result = take_over(tmp_path, "slideflow", {}, slides=path)
+    assert not result.failed, [each.reason for each in result.failed]
+    found = store.read_features(store.features_path(tmp_path / "run", "CTransPathFeatures", "a"))
+    assert np.array_equal(found.coords, coords)
+    assert found.geometry.stride_l0 == side
+    assert found.geometry.mpp == 302 / 256
+    assert "grid" not in found.notes

@@ -54,7 +54,7 @@ def test_out_and_back_is_the_same(tmp_path, tool, geometry):
     assert export(tmp_path, tool).count("done") == 2
     flags: dict[str, object] = {"slide_mpp": geometry.mpp_l0}
     if tool == "clam":  # says neither; a patch is there a square of level 0
-        flags |= {"mpp": geometry.mpp, "encoder": ENCODER}
+        flags |= {"mpp": geometry.mpp, "patch_px": geometry.patch_px, "encoder": ENCODER}
     if geometry.stride_l0 < geometry.patch_size_l0 and tool != "trident":  # b has no neighbours that show it
         flags |= {"overlap_px": 64}
     if tool == "stamp":  # says nothing of the slide
@@ -189,7 +189,9 @@ def test_a_run_of_imports_trains_and_draws(wsi, tmp_path):
         values[:, 0] += 4 * (index % 2)
     foreign.write_trident(tmp_path / "theirs", slides)
     run = tmp_path / "run"
-    code, out, _ = wsi("import", "--from", "trident", tmp_path / "theirs", "--run", run, "--slide-mpp", 0.25)
+    code, out, _ = wsi(
+        "import", "--from", "trident", tmp_path / "theirs", "--run", run, "--slide-mpp", 0.25, "--workers", 1
+    )
     assert (code, "12 done" in out) == (0, True)
     labels = tmp_path / "labels.csv"
     rows = [f"{name},{'np'[index % 2]}" for index, name in enumerate(slides)]
@@ -205,7 +207,7 @@ def test_a_run_of_imports_trains_and_draws(wsi, tmp_path):
         "--members",
         1,
         "--epochs",
-        8,
+        3,
         "--bootstrap",
         100,
     )
@@ -217,7 +219,7 @@ def test_a_run_of_imports_trains_and_draws(wsi, tmp_path):
     assert np.nansum(heatmap.grid()) == pytest.approx(1, abs=1e-4)
     code, _, _ = wsi("report", "--run", run)
     assert code == 0
-    code, out, _ = wsi("export", "--to", "clam", "--run", run, "--output", tmp_path / "out")
+    code, out, _ = wsi("export", "--to", "clam", "--run", run, "--output", tmp_path / "out", "--workers", 1)
     assert (code, "export: 12 done" in out) == (0, True)
     with h5py.File(tmp_path / "out" / "h5_files" / "a.h5") as file:
         assert np.array_equal(file["features"], slides["a"][1].astype(np.float16))
@@ -227,7 +229,7 @@ def test_features_of_other_weights_are_not_mixed(wsi, tmp_path):
     slides = foreign.make_slides(counts=(12,) * 4)
     foreign.write_trident(tmp_path / "theirs", slides)
     run = tmp_path / "run"
-    wsi("import", "--from", "trident", tmp_path / "theirs", "--run", run, "--slide-mpp", 0.25)
+    wsi("import", "--from", "trident", tmp_path / "theirs", "--run", run, "--slide-mpp", 0.25, "--workers", 1)
     path = store.features_path(run, "uni_v1", "a")
     store.write_features(path, replace(store.read_features(path), weights_digest="0123456789abcdef"))
     labels = tmp_path / "labels.csv"

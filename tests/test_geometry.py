@@ -102,12 +102,10 @@ def test_coords_of_other_tools_may_lie_on_no_grid():
 
 def test_a_step_is_read_off_where_the_coords_show_it():
     cells = np.array([[0, 0], [1, 0], [0, 1], [4, 2]])
-    assert geometry.step_of(cells * 96, ()) == 96
-    assert geometry.step_of(cells * 96, (512.0,)) == 96
-    assert geometry.step_of(np.rint(cells * 506.5).astype(np.int64), (512.0, 506.5)) == 506.5
-    assert geometry.step_of(cells[[0, 3]] * 96, ()) is None  # no neighbours: it may be any part of that
-    assert geometry.step_of(cells * 96 + 7, ()) is None
-    assert geometry.step_of(cells[:1], ()) is None
+    assert geometry.step_of(cells * 96) == 96
+    assert geometry.step_of(cells[[0, 3]] * 96) is None  # no neighbours: it may be any part of that
+    assert geometry.step_of(cells * 96 + 7) is None
+    assert geometry.step_of(cells[:1]) is None
 
 
 def test_means_of_cells_are_weighted_by_area():

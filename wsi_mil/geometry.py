@@ -102,15 +102,12 @@ def on_grid(coords: NDArray[np.int64], stride_l0: float) -> bool:
     return bool(exact) and len(np.unique(cells, axis=0)) == len(cells)
 
 
-def step_of(coords: NDArray[np.int64], steps_l0: tuple[float, ...]) -> float | None:
+def step_of(coords: NDArray[np.int64]) -> float | None:
     """Return the step of the global grid that ``coords`` lie on, where they show it; else None.
 
-    The first of ``steps_l0`` that fits; else a whole number that divides all coordinates and is the distance
-    of some neighbours in a row and in a column.
+    It is the whole number that divides all coordinates, and some neighbours in a row and in a column must lie
+    that far apart.
     """
-    for step in steps_l0:
-        if on_grid(coords, step):
-            return step
     if len(coords) < 2 or (coords < 0).any():
         return None
     step = int(np.gcd.reduce(coords.ravel()))

@@ -59,7 +59,7 @@ def import_run(config: ImportConfig) -> StageResult:
             for folder in folders:
                 store.sweep(folder)
         record["slides"] = len(outcomes)
-        outcomes += [
+        others = [
             Outcome(slide_id=str(path.relative_to(config.source)), status="skipped", reason=why)
             for path, why in found.others.items()
         ]
@@ -74,7 +74,9 @@ def import_run(config: ImportConfig) -> StageResult:
             "mpp_source",
             "reason",
         )
-        store.write_csv(config.run / "import" / "slides.csv", columns, (each.row() for each in outcomes))
+        store.write_csv(
+            config.run / "import" / "slides.csv", columns, (each.row() for each in outcomes + others)
+        )
     _say(config, found, plans)
     return StageResult(stage="import", output=config.run, outcomes=outcomes)
 
@@ -267,12 +269,12 @@ def _digest(coords: NDArray[np.int64]) -> str:
 def _say(config: ImportConfig, found: Found, plans: dict[str, _Plan]) -> None:
     """Print what a user should know about the whole."""
     lines = []
-    if found.others:
-        names = manifest.some([str(path.relative_to(config.source)) for path in found.others])
+    # What is in two files is taken over from one of them; that is in the table only.
+    others = [path for path, why in found.others.items() if not why.startswith("the same ")]
+    if others:
+        names = manifest.some([str(path.relative_to(config.source)) for path in others])
         table = config.run / "import" / "slides.csv"
-        lines.append(
-            f"{len(found.others)} files are not taken over ({names}); each with its reason in {table}"
-        )
+        lines.append(f"{len(others)} files are not taken over ({names}); each with its reason in {table}")
     loose = [name for name, plan in plans.items() if plan.notes.get("grid") == "none"]
     if loose:
         lines.append(

@@ -127,13 +127,14 @@ def _with_flags(facts: Facts, config: ImportConfig, where: object) -> Facts:
         if patch_px not in {None, config.patch_px} and not facts.patch_px_free:
             raise FormatError(f"{where}: patches of {patch_px} pixels, not --patch-px {config.patch_px}.")
         patch_px = config.patch_px
+    if config.overlap_px is not None and patch_px is not None and config.overlap_px >= patch_px:
+        raise FormatError(f"{where}: patches of {patch_px} pixels cannot overlap by {config.overlap_px}.")
     if config.mpp is not None:
         if mpp is not None and abs(mpp - config.mpp) > TOLERANCE * mpp:
             raise FormatError(f"{where}: patches at {mpp:g} microns per pixel, not --mpp {config.mpp:g}.")
         mpp = config.mpp
-    return replace(
-        facts, patch_px=patch_px, mpp=mpp, patch_px_free=facts.patch_px_free and not config.patch_px
-    )
+    free = facts.patch_px_free and config.patch_px is None
+    return replace(facts, patch_px=patch_px, mpp=mpp, patch_px_free=free)
 
 
 def _missing_scale(facts: Facts) -> list[str]:
@@ -148,23 +149,22 @@ def _scale(facts: Facts, config: ImportConfig, mpp_l0: float, where: object) -> 
     if size_l0 is None:
         assert mpp is not None
         assert patch_px is not None
-        return _tidy(patch_px * (facts.mpp or mpp) / mpp_l0), mpp, patch_px
+        return _tidy(patch_px * mpp / mpp_l0), mpp, patch_px
     if mpp is None:
         assert patch_px is not None
         return size_l0, _tidy(size_l0 * mpp_l0 / patch_px), patch_px
-    pixels = size_l0 * mpp_l0 / mpp
-    off = patch_px is not None and abs(pixels - patch_px) > max(
-        TOLERANCE * patch_px, _ROUNDING * mpp_l0 / mpp
-    )
-    if patch_px is None or (off and facts.patch_px_free):
-        patch_px, off = round(pixels), abs(pixels - round(pixels)) > _ROUNDING * mpp_l0 / mpp
-    if off or patch_px < 1:
-        flag = f"--mpp {config.mpp:g}" if config.mpp is not None else f"the {mpp:g} that its files say"
+    pixels, rounding = size_l0 * mpp_l0 / mpp, _ROUNDING * mpp_l0 / mpp
+    if patch_px is None:
+        patch_px = max(1, round(pixels))
+        allowed = rounding
+    else:
+        allowed = max(TOLERANCE * patch_px, rounding)
+    if abs(pixels - patch_px) > allowed:
+        said = f"--mpp {config.mpp:g}" if config.mpp is not None else f"the {mpp:g} that its files say"
         raise FormatError(
             f"{where}: a patch is {size_l0:g} level-0 pixels of {mpp_l0:g} microns, which is "
-            f"{pixels:g} pixels at {flag}"
-            + (f"; they are {facts.patch_px}" if facts.patch_px else "; wanted a whole number")
-            + "."
+            f"{pixels:g} pixels at {said}; wanted {patch_px}"
+            + (" (--patch-px, where the patches were resized)." if facts.patch_px_free else ".")
         )
     exact = patch_px * mpp / mpp_l0
     return (_tidy(exact) if abs(exact - size_l0) <= _ROUNDING else size_l0), mpp, patch_px
@@ -189,11 +189,16 @@ def _check_inside(coords: NDArray[np.int64], size_l0: float, size: tuple[int, in
 def _step(
     facts: Facts, config: ImportConfig, coords: NDArray[np.int64], size_l0: float, patch_px: int
 ) -> float | None:
-    """Return the step between patches: as given, as the coords show it, or as the tool says."""
-    if config.overlap_px is not None:
-        return _tidy((patch_px - config.overlap_px) * size_l0 / patch_px)
+    """Return the step between patches: as given, as the coords show it, or as the tool says.
+
+    Some tools step by whole pixels; of a given step that is a fraction, what the coords lie on is taken.
+    """
     said = tuple(each for each in facts.steps_l0 if each > 0)
-    shown = step_of(coords, tuple(dict.fromkeys([*said, size_l0])))
-    if shown is not None:
-        return shown
-    return said[0] if said else None
+    if config.overlap_px is not None:
+        said = (_tidy((patch_px - config.overlap_px) * size_l0 / patch_px),)
+    tried = said if config.overlap_px is not None else (*said, size_l0)
+    candidates = [step for each in tried for step in (each, float(int(each + 1e-6)), float(round(each)))]
+    for step in candidates:
+        if step > 0 and on_grid(coords, step):
+            return step
+    return step_of(coords) or (said[0] if said else None)

@@ -48,7 +48,8 @@ class Facts:
     """What the files of one slide say; None is what they do not.
 
     ``patch_px`` is the side in pixels of the patches' own resolution ``mpp``, ``patch_size_l0`` in level-0
-    pixels (possibly rounded by the tool). ``patch_px_free``: another resolution may be meant. ``steps_l0``:
+    pixels (possibly rounded by the tool). ``patch_px_free``: it may be
+    that of what was read, and --patch-px that of what the encoder saw. ``steps_l0``:
     steps between patches that the tool may have used, the likeliest first. ``notes`` are kept with the
     features.
     """
