@@ -178,7 +178,7 @@ def test_what_to_export_must_be_there(tmp_path):
     with pytest.raises(ConfigError, match="run `wsi-mil embed` first"):
         export(tmp_path, "clam")
     make_run(tmp_path / "run", GEOMETRIES["whole"])
-    with pytest.raises(ConfigError, match="--encoder uni: no features"):
+    with pytest.raises(ConfigError, match="no features"):
         export(tmp_path, "clam", encoder="uni")
 
 

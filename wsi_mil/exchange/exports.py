@@ -6,7 +6,6 @@ with the same content is left alone.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from wsi_mil import parallel, store
@@ -18,7 +17,8 @@ from wsi_mil.store import foreign
 
 @dataclass(frozen=True, kw_only=True)
 class _Task:
-    path: Path
+    slide_id: str
+    encoder: str
     config: ExportConfig
 
 
@@ -28,14 +28,11 @@ def export_run(config: ExportConfig) -> StageResult:
     Raises:
         ConfigError: no features, or those of several encoders and none named.
     """
-    folder = _folder(config)
-    tasks = {
-        path.stem: _Task(path=path, config=config)
-        for path in sorted(folder.glob("*.h5"))
-        if path.name[0] != "."
-    }
+    encoder = _encoder(config)
+    slide_ids = store.open_features(config.run, encoder).slide_ids()
+    tasks = {each: _Task(slide_id=each, encoder=encoder, config=config) for each in slide_ids}
     if not tasks:
-        raise ConfigError(f"{folder}: no features; run `wsi-mil embed` first.")
+        raise ConfigError(f"{config.run}: no features of {encoder}; run `wsi-mil embed` first.")
     with store.stage_record(config.run, "export", config) as record:
         try:
             outcomes = parallel.map_slides(_export_one, tasks, title="export", workers=config.workers)
@@ -50,18 +47,19 @@ def export_run(config: ExportConfig) -> StageResult:
     return StageResult(stage="export", output=config.output, outcomes=outcomes)
 
 
-def _folder(config: ExportConfig) -> Path:
-    parent = config.run / "features"
-    if config.encoder is None:
-        return parent / store.only_folder(parent, "--encoder", "embed")
-    folder = store.features_folder(config.run, config.encoder)
-    if not folder.is_dir():
-        raise ConfigError(f"--encoder {config.encoder}: no features in {folder}; run `wsi-mil embed` first.")
-    return folder
+def _encoder(config: ExportConfig) -> str:
+    if config.encoder is not None:
+        return config.encoder
+    there = store.encoders_in(config.run)
+    if not there:
+        raise ConfigError(f"{config.run / 'features'}: nothing there; run `wsi-mil embed` first.")
+    if len(there) > 1:
+        raise ConfigError(f"{config.run} holds features of {', '.join(there)}; say which with --encoder.")
+    return there[0]
 
 
 def _export_one(task: _Task) -> Mapping[str, Any] | None:
-    features = store.read_features(task.path)
+    features = store.open_features(task.config.run, task.encoder).read(task.slide_id)
     files = foreign.LAYOUTS[task.config.tool](features, task.config.output)
     if not files:
         return {"patches": 0, "reason": f"0 patches: {task.config.tool} has no file for such a slide"}

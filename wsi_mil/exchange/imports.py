@@ -35,6 +35,8 @@ class _Plan:
     reader: str
     mpp_source: str
     notes: dict[str, Any]
+    kind: str
+    """Of the store that the features go to: that of the encoder's features in the run, else hdf5."""
     config: ImportConfig
 
 
@@ -48,16 +50,15 @@ def import_run(config: ImportConfig) -> StageResult:
     found = _find(config)
     book = read_book(config)
     plans, outcomes = _plan(found, config, book)
-    folders = {store.features_folder(config.run, each.encoder) for each in plans.values() if each.encoder}
-    folders.add(config.run / "patches")
-    for folder in folders:
-        store.sweep(folder)
+    stores = [
+        _open(each) for each in {plan.encoder: plan for plan in plans.values() if plan.encoder}.values()
+    ]
+    _sweep(config, stores)
     with store.stage_record(config.run, "import", config) as record:
         try:
             outcomes += parallel.map_slides(_import_one, plans, title="import", workers=config.workers)
         finally:
-            for folder in folders:
-                store.sweep(folder)
+            _sweep(config, stores)
         record["slides"] = len(outcomes)
         others = [
             Outcome(slide_id=str(path.relative_to(config.source)), status="skipped", reason=why)
@@ -131,12 +132,13 @@ def _plan(
         Outcome(slide_id=str(path.relative_to(config.source)), status="failed", reason=why)
         for path, why in found.refused.items()
     ]
+    kinds = {name: store.open_features(config.run, name).kind for name in store.encoders_in(config.run)}
     several = len({each.encoder for each in found.sources if each.encoder}) > 1
     plans: dict[str, _Plan] = {}
     lacking: dict[str, tuple[str, ...]] = {}
     for source in found.sources:
         name = f"{source.slide_id} ({source.encoder})" if several and source.encoder else source.slide_id
-        tried = parallel.attempt(name, _plan_one, (source, config, book))
+        tried = parallel.attempt(name, _plan_one, (source, config, book, kinds))
         if tried.status == "failed":
             outcomes.append(tried)
         elif isinstance(tried.facts["plan"], _Plan):
@@ -156,8 +158,8 @@ def _plan(
     return plans, outcomes
 
 
-def _plan_one(task: tuple[Source, ImportConfig, SlideBook | None]) -> Mapping[str, Any]:
-    source, config, book = task
+def _plan_one(task: tuple[Source, ImportConfig, SlideBook | None, Mapping[str, str]]) -> Mapping[str, Any]:
+    source, config, book, kinds = task
     tool = foreign.TOOLS[config.tool]
     facts = tool.facts(source)
     slide = book.look_up(source.slide_id, facts.mpp_l0 or config.slide_mpp) if book else None
@@ -182,6 +184,7 @@ def _plan_one(task: tuple[Source, ImportConfig, SlideBook | None]) -> Mapping[st
         reader=_reader(slide),
         mpp_source=resolved.mpp_source,
         notes=facts.notes | (resolved.notes or {}),
+        kind=kinds.get(encoder or "", "hdf5"),
         config=config,
     )
     return {"plan": plan}
@@ -201,20 +204,20 @@ def _import_one(plan: _Plan) -> Mapping[str, Any] | None:
         "source": names,
         "source_digest": foreign.digest_of(source.files),
     }
-    path = store.features_path(run, plan.encoder or "", source.slide_id)
     patches_path = store.patches_path(run, source.slide_id)
-    done = plan.encoder is not None and store.is_done(path, record, "features", overwrite)
+    features_store = _open(plan) if plan.encoder else None
+    done = features_store is not None and features_store.is_done(source.slide_id, record, overwrite)
     if done and patches_path.exists():
         return None
     patches = _read_patches(plan, base)
     patches_done = store.is_done(patches_path, patches.record, "patches", overwrite)
-    if patches_done and (done or plan.encoder is None):
+    if patches_done and (done or features_store is None):
         return None
-    features = _read_features(plan, patches, record) if plan.encoder and not done else None
+    features = _read_features(plan, patches, record) if features_store and not done else None
     if not patches_done:
         store.write_patches(patches_path, patches)
-    if features is not None:
-        store.write_features(path, features)
+    if features_store is not None and features is not None:
+        features_store.write(features)
     return {
         "encoder": plan.encoder or "",
         "patches": len(patches.coords),
@@ -222,6 +225,16 @@ def _import_one(plan: _Plan) -> Mapping[str, Any] | None:
         "mpp_l0": plan.geometry.mpp_l0,
         "mpp_source": patches.mpp_source,
     }
+
+
+def _open(plan: _Plan) -> store.FeatureStore:
+    return store.open_features(plan.config.run, str(plan.encoder), plan.kind)
+
+
+def _sweep(config: ImportConfig, stores: list[store.FeatureStore]) -> None:
+    store.sweep(config.run / "patches")
+    for each in stores:
+        each.sweep()
 
 
 def _read_patches(plan: _Plan, base: dict[str, Any]) -> store.Patches:

@@ -19,7 +19,7 @@ from wsi_mil.errors import FormatError, StaleOutputError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.store.atomic import atomic_file
 from wsi_mil.store.foreign import reading
-from wsi_mil.store.hdf5 import Features
+from wsi_mil.store.items import Features
 from wsi_mil.store.layout import features_folder
 
 _STAMP_VERSION = "2.1.0"  # the first whose files have tile_size_um; STAMP refuses files newer than itself
