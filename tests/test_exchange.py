@@ -288,11 +288,13 @@ def test_clam_at_a_level_of_the_pyramid(tmp_path):
 def test_grids_that_start_at_each_piece_of_tissue(tmp_path):
     grid = np.stack(np.meshgrid(np.arange(3), np.arange(3), indexing="ij"), -1).reshape(-1, 2) * 512
     coords = np.concatenate([grid + np.array([101, 57]), grid + np.array([3001, 2222])]).astype(np.int64)
-    slides = {"a": (coords, np.ones((18, 4), np.float32))}
+    slides = make_slides(dim=4)  # b's grid starts at the corner of the slide, and its step shows
+    slides["a"] = coords, np.ones((18, 4), np.float32)
     foreign.write_clam(tmp_path / "theirs", slides)
     flags = {"slide_mpp": 0.25, "mpp": 0.5, "patch_px": 256, "encoder": "r50"}
     with pytest.raises(ConfigError, match=r"do not say: the overlap of neighbouring patches.*--overlap-px N"):
         take_over(tmp_path, "clam", slides, **flags)
+    assert not (tmp_path / "run").exists()
     take_over(tmp_path, "clam", slides, overlap_px=0, **flags)
     features = store.read_features(store.features_path(tmp_path / "run", "r50", "a"))
     assert features.geometry == GEOMETRY

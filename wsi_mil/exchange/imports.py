@@ -126,7 +126,7 @@ def _plan(
     """Return what can be imported, and an outcome for each file that cannot be.
 
     Raises:
-        ConfigError: no slide has all facts.
+        ConfigError: no slide has all facts, or some lack what a flag would give to all.
     """
     outcomes = [
         Outcome(slide_id=str(path.relative_to(config.source)), status="failed", reason=why)
@@ -145,7 +145,10 @@ def _plan(
             plans[name] = tried.facts["plan"]
         else:
             lacking[name] = tried.facts["plan"]
-    if lacking and not plans:
+    # A fact that a file of this tool has elsewhere is that file's fault; one that a flag gives to all is not.
+    of_all = {name: missing for name, missing in lacking.items() if set(missing) <= {"overlap", "encoder"}}
+    lacking = lacking if not plans else of_all or lacking
+    if lacking and (of_all or not plans):
         everything = tuple(dict.fromkeys(each for missing in lacking.values() for each in missing))
         raise ConfigError(
             f"--from {config.tool} {config.source}: for {len(lacking)} slides "
