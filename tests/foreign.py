@@ -137,6 +137,18 @@ def write_atlaspatch(
                 _growing(file.require_group("features"), encoder, values * scale, 32)
 
 
+_SEGMENTATION = (
+    "tissue_method", "requested_seg_downsample", "seg_downsample", "seg_level", "seg_spacing_um", "sthresh",
+    "sthresh_up", "mthresh", "close", "sam2_checkpoint_path", "sam2_config_path", "mask_path",
+    "ref_tile_size_px", "tissue_mask_tissue_value", "mask_level", "mask_spacing_um",
+)  # fmt: skip
+_FILTERING = (
+    "a_t", "a_h", "filter_white", "filter_black", "white_threshold", "black_threshold", "fraction_threshold",
+    "filter_grayspace", "grayspace_saturation_threshold", "grayspace_fraction_threshold", "filter_blur",
+    "blur_threshold", "qc_spacing_um",
+)  # fmt: skip
+
+
 def by_column(coords: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return a slide in the order of hs2p: x, then y."""
     order = np.lexsort((coords[:, 1], coords[:, 0]))
@@ -156,14 +168,24 @@ def write_slide2vec(folder: Path, slides: Slides, payload: str = "pt") -> None:
                 tissue_fractions=np.linspace(0.5, 1, len(coords), dtype=np.float32),
             )  # fmt: skip
         meta = {
-            "provenance": {"sample_id": name, "image_path": f"/slides/{name}.svs", "backend": "openslide"},
+            "provenance": {
+                "sample_id": name, "image_path": f"/slides/{name}.svs", "mask_path": None,
+                "backend": "openslide", "requested_backend": "auto", "spacing_at_level_0": None,
+                "mask_backend": None, "requested_mask_backend": None,
+            },
             "slide": {"dimensions": [WIDTH, HEIGHT], "base_spacing_um": MPP_L0, "level_downsamples": [1.0]},
             "tiling": {
-                "requested_tile_size_px": PATCH_PX, "requested_spacing_um": MPP, "tile_size_lv0": SIZE_L0,
-                "step_px_lv0": SIZE_L0, "overlap": 0.0, "n_tiles": len(coords),
+                "requested_tile_size_px": PATCH_PX, "requested_spacing_um": MPP, "read_level": 0,
+                "read_tile_size_px": SIZE_L0, "read_spacing_um": MPP_L0, "tile_size_lv0": SIZE_L0,
+                "tolerance": 0.05, "step_px_lv0": SIZE_L0, "overlap": 0.0, "min_tissue_fraction": 0.1,
+                "is_within_tolerance": True, "n_tiles": len(coords),
             },
-            "segmentation": {}, "filtering": {},
-            "artifact": {"coordinate_space": "level0_px", "tile_order": "x_then_y", "annotation": None},
+            "segmentation": dict.fromkeys(_SEGMENTATION),
+            "filtering": dict.fromkeys(_FILTERING),
+            "artifact": {
+                "coordinate_space": "level0_px", "tile_order": "x_then_y", "annotation": None,
+                "selection_strategy": None, "output_mode": None,
+            },
         }  # fmt: skip
         Path(f"{tiles}.meta.json").write_text(json.dumps(meta, indent=2, sort_keys=True) + "\n")
         base = folder / "tile_embeddings"

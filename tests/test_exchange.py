@@ -493,3 +493,16 @@ def test_slideflow_steps_by_whole_pixels(tmp_path):
     assert found.geometry.stride_l0 == side
     assert found.geometry.mpp == 302 / 256
     assert "grid" not in found.notes
+
+
+def test_stamp_may_embed_what_lies_beyond_the_slide(tmp_path):
+    coords = np.array([[0, 0], [512, 0], [7680, 512], [8704, 6144]])
+    slides = {"a": (coords, np.ones((4, 4), np.float32))}
+    foreign.write_stamp(tmp_path / "theirs", slides)
+    result = take_over(tmp_path, "stamp", slides, slides=True)
+    assert not result.failed, [each.reason for each in result.failed]
+    assert store.read_features(store.features_path(tmp_path / "run", "uni", "a")).notes["outside"] == 1
+    slides["a"][0][3] = (9216, 0)  # by more than a block
+    foreign.write_stamp(tmp_path / "theirs", slides)
+    with_reason = take_over(tmp_path, "stamp", slides, slides=True, overwrite=True).failed
+    assert ["1 of 4 patches lie outside" in each.reason for each in with_reason] == [True]

@@ -75,7 +75,9 @@ def resolve(
     if abs(exact - mpp) > 1e-6 * mpp:
         notes["mpp_exact"] = round(exact, 9)
     coords = corners(mpp_l0, size_l0)
-    _check_inside(coords, size_l0, (width, height), where)
+    outside = _outside(coords, size_l0, (width, height), facts.beyond_l0, where)
+    if outside:
+        notes["outside"] = outside
     step = _step(facts, config, coords, size_l0, patch_px)
     if step is None:
         return Resolved(missing=("overlap",))
@@ -175,15 +177,19 @@ def _tidy(value: float) -> float:
     return float(f"{value:.12g}")
 
 
-def _check_inside(coords: NDArray[np.int64], size_l0: float, size: tuple[int, int], where: object) -> None:
-    outside = np.flatnonzero(((coords + size_l0 <= 0) | (coords >= size)).any(axis=1))
-    if len(outside):
-        first = coords[outside[0]].tolist()
+def _outside(
+    coords: NDArray[np.int64], size_l0: float, size: tuple[int, int], beyond_l0: int, where: object
+) -> int:
+    """Return how many patches lie wholly beyond the right and lower edges, as the tool may place them."""
+    before, after = coords + size_l0 <= 0, coords >= size
+    wrong = np.flatnonzero((before | (coords >= np.add(size, beyond_l0))).any(axis=1))
+    if len(wrong):
         raise FormatError(
-            f"{where}: {len(outside)} of {len(coords)} patches lie outside the slide of {size[0]} x "
-            f"{size[1]} pixels, the first is patch {outside[0]} at {first} (level-0 x, y): the slide, its "
-            "resolution or the unit of the coords is another."
+            f"{where}: {len(wrong)} of {len(coords)} patches lie outside the slide of {size[0]} x "
+            f"{size[1]} pixels, the first is patch {wrong[0]} at {coords[wrong[0]].tolist()} (level-0 x, y): "
+            "the slide, its resolution or the unit of the coords is another."
         )
+    return int(after.any(axis=1).sum())
 
 
 def _step(

@@ -48,16 +48,17 @@ class Facts:
     """What the files of one slide say; None is what they do not.
 
     ``patch_px`` is the side in pixels of the patches' own resolution ``mpp``, ``patch_size_l0`` in level-0
-    pixels (possibly rounded by the tool). ``patch_px_free``: it may be
-    that of what was read, and --patch-px that of what the encoder saw. ``steps_l0``:
-    steps between patches that the tool may have used, the likeliest first. ``notes`` are kept with the
-    features.
+    pixels (possibly rounded by the tool). ``patch_px_free``: it may be that of what was read, and --patch-px
+    that of what the encoder saw. ``steps_l0``: steps between patches that the tool may have used, the
+    likeliest first. ``beyond_l0``: level-0 pixels by which the tool may place patches wholly beyond the
+    right and lower edges. ``notes`` are kept with the features.
     """
 
     patch_px: int | None = None
     patch_px_free: bool = False
     patch_size_l0: float | None = None
     steps_l0: tuple[float, ...] = ()
+    beyond_l0: int = 0
     mpp: float | None = None
     mpp_l0: float | None = None
     width_l0: int | None = None

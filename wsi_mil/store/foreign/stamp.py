@@ -17,6 +17,7 @@ from wsi_mil.store.foreign import reading
 from wsi_mil.store.foreign.facts import Facts, Found, Source, Tool
 
 _HISTORIC_PX, _HISTORIC_UM = 224, 256.0
+_BLOCK_L0 = 1024  # pixels; the last block of a row reaches beyond the slide, and so may its patches
 
 
 def _find(folder: Path) -> Found:
@@ -74,6 +75,7 @@ def _facts(source: Source) -> Facts:
     return Facts(
         patch_px=side_px,
         mpp=side_um / side_px if side_px else None,
+        beyond_l0=_BLOCK_L0,
         notes={"stamp_version": version, "tile_size_um": side_um}
         | ({"historic": True} if unit_um != 1 else {}),
     )
