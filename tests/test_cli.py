@@ -8,7 +8,7 @@ import time
 import pytest
 
 from wsi_mil.cli import main
-from wsi_mil.config import STAGE_CONFIGS
+from wsi_mil.config import STAGE_CONFIGS, flag_of
 
 STAGES = list(STAGE_CONFIGS)
 
@@ -27,7 +27,7 @@ def test_help_is_quick_and_names_every_flag(arguments):
     wanted = STAGES
     if len(arguments) > 1:
         fields = STAGE_CONFIGS[arguments[0]].__dataclass_fields__
-        wanted = ["--config", "--print-config", *(f"--{name.replace('_', '-')}" for name in fields)]
+        wanted = ["--config", "--print-config", *(flag_of(each) for each in fields.values())]
     assert all(word in result.stdout for word in wanted)
 
 

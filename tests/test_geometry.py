@@ -88,3 +88,35 @@ def test_pick_level_is_never_coarser_than_the_target():
     assert [geometry.pick_level(downsamples, d) for d in (0.99, 1, 2, 3.9, 4, 15, 16, 64)] == [
         0, 0, 0, 0, 1, 1, 2, 2,
     ]  # fmt: skip
+
+
+def test_coords_of_other_tools_may_lie_on_no_grid():
+    step = 506.5
+    ours = np.rint(np.array([[0, 0], [1, 0], [5, 3]]) * step).astype(np.int64)
+    assert geometry.on_grid(ours, step)
+    assert not geometry.on_grid(ours + 1, step)
+    assert not geometry.on_grid(ours - 1, step)
+    assert not geometry.on_grid(np.concatenate([ours, ours[:1]]), step)  # two in a cell
+    assert geometry.on_grid(np.zeros((0, 2), np.int64), step)
+
+
+def test_a_step_is_read_off_where_the_coords_show_it():
+    cells = np.array([[0, 0], [1, 0], [0, 1], [4, 2]])
+    assert geometry.step_of(cells * 96) == 96
+    assert geometry.step_of(cells[[0, 3]] * 96) is None  # no neighbours: it may be any part of that
+    assert geometry.step_of(cells * 96 + 7) is None
+    assert geometry.step_of(cells[:1]) is None
+
+
+def test_means_of_cells_are_weighted_by_area():
+    p = plan(width_l0=1024, height_l0=512, mpp_l0=0.5)
+    assert (p.patch_size_l0, p.stride_l0) == (256, 256)
+    coords = np.array([[64, 0], [192, 0], [900, 128]])
+    means = geometry.cell_means(np.array([1, 3, 5], np.float32), coords, p)
+    assert means.shape == (2, 4)
+    # cell (0, 0): 192 columns of the first, 64 of the second; cell (0, 1): 64 and 192
+    assert means[0, :2] == pytest.approx([(192 * 1 + 64 * 3) / 256, (64 * 1 + 192 * 3) / 256])
+    assert means[:, 3] == pytest.approx([5, 5])
+    assert np.isnan(means[1, :3]).all()
+    on_it = geometry.cell_means(np.array([1, 2], np.float32), np.array([[0, 0], [512, 256]]), p)
+    assert (on_it[0, 0], on_it[1, 2], np.isnan(on_it).sum()) == (1, 2, 6)

@@ -272,3 +272,43 @@ def test_heatmaps_of_zarr_are_those_of_hdf5(run, tmp_path):
         )
         assert (one.attention == two.attention).all()
         assert (one.coords == two.coords).all()
+
+
+def test_patches_that_are_not_on_one_grid_are_drawn_where_they_lie(run, wsi):
+    """Imported from a tool that lays a grid into every piece of tissue; the slide is not known."""
+    coords = np.array([[40, 30], [296, 30], [1500, 1100]])
+    item = features_of("", "a", n=3, coords=coords)
+    store.write_features(store.features_path(run, "net", "a"), item)
+    code, out, err = wsi("heatmap", "--run", run, "--slides", "a", "--workers", 1)
+    assert (code, "drawn without the slide: where the slide lies is not known" in out) == (0, True), err
+    folder = next((run / "heatmaps").glob("*/a"))
+    group = zarr.open_group(folder / "heatmap.zarr", mode="r")
+    assert group.attrs["grid"] == "area-weighted means of the patches in a cell"
+    grid, attention = np.asarray(group["grid"]), np.asarray(group["attention"])
+    assert grid.shape == (6, 8)
+    first, second, third = attention.tolist()
+    assert grid[0, 0] == pytest.approx(first)
+    assert grid[0, 1] == pytest.approx((40 * first + 216 * second) / 256)  # 40 columns of the first reach in
+    assert grid[4, 5] == pytest.approx(third)
+    assert np.isnan(grid).sum() == 48 - 6 - 4
+    boxes = [
+        each["geometry"]["coordinates"][0][0]
+        for each in json.loads((folder / "heatmap.geojson").read_text())["features"]
+    ]
+    assert boxes == coords.tolist()
+
+
+def test_patches_may_reach_over_the_edges(run, wsi):
+    """As those of TRIDENT do; they have a cell too."""
+    coords = np.array([[0, 0], [256 * 7, 256 * 6], [256 * 8, 0]])
+    geometry = plan(width_l0=2100)
+    item = features_of("", "a", n=3, coords=coords, geometry=geometry)
+    assert geometry.grid_shape_rc == (6, 8)
+    heatmap_ = store.Heatmap(
+        slide_id="a", geometry=geometry, coords=item.coords, attention=np.array([1, 2, 3], np.float32),
+        facts={}, record={},
+    )  # fmt: skip
+    grid = heatmap_.grid()
+    assert grid.shape == (7, 9)
+    assert (grid[0, 0], grid[6, 7], grid[0, 8]) == (1, 2, 3)
+    assert np.isnan(grid).sum() == 60

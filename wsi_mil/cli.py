@@ -2,25 +2,30 @@
 
 Comes in: arguments. Goes out: an exit code. 0: all done. 1: some slides failed (a table says which and why),
 or one error (one line; the traceback with --debug). 2: wrong usage or config. 130: interrupted. Nothing can
-be done here that ``wsi_mil.<stage>.run(Config(...))`` cannot.
+be done here that ``wsi_mil.<stage>.run(Config(...))`` cannot (``_FUNCTIONS`` has the exceptions to that
+name).
 """
 
 import argparse
+import dataclasses
 import importlib
 import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import tyro
 
 from wsi_mil import __version__
-from wsi_mil.config import STAGE_CONFIGS, to_toml, toml_values
+from wsi_mil.config import STAGE_CONFIGS, flag_of, to_toml, toml_values
 from wsi_mil.errors import ConfigError, WsiMilError
 
 if TYPE_CHECKING:
     from wsi_mil.parallel import StageResult
+
+_FUNCTIONS = {"import": "wsi_mil.exchange:import_run", "export": "wsi_mil.exchange:export_run"}
+"""The function behind a command, where it is not ``wsi_mil.<command>:run`` (import is no module's name)."""
 
 _HELP = """\
 usage: wsi-mil COMMAND [flags]        (wsi-mil COMMAND --help for the flags)
@@ -36,6 +41,10 @@ a first run:
   wsi-mil train   --run RUN --labels labels.csv
   wsi-mil heatmap --run RUN
   wsi-mil report  --run RUN
+
+from another tool's files, and back:
+  wsi-mil import  --from clam DIR --run RUN
+  wsi-mil export  --to clam --run RUN --output DIR
 
 Every command takes --config FILE.toml (defaults from the file's table of that name; flags win),
 --print-config and --debug. A command that was interrupted goes on when it is given again.
@@ -85,20 +94,23 @@ def _run(stage: str, arguments: list[str]) -> int:
         del config, debug  # taken up before: the file's values are flags by now
         return settings, print_config
 
-    command.__annotations__["settings"] = Annotated[config_class, tyro.conf.arg(name="")]
-    settings, print_only = tyro.cli(
+    flags, of_file = _of_file(stage, arguments)
+    command.__annotations__["settings"] = Annotated[_as_typed(config_class, of_file), tyro.conf.arg(name="")]
+    typed, print_only = tyro.cli(
         command,
-        args=_flags_of_file(stage, arguments) + arguments,
+        args=flags + arguments,
         prog=f"wsi-mil {stage}",
         description=(config_class.__doc__ or "").strip(),
     )
+    settings = config_class(**{f.name: getattr(typed, f.name) for f in dataclasses.fields(config_class)})
     if print_only:
         print(to_toml(settings), end="")
         return 0
     # SIGTERM (Slurm, docker stop) ends a stage as Ctrl-C does: nothing half-written stays.
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = importlib.import_module(f"wsi_mil.{stage}").run(settings)
+        module, function = _FUNCTIONS.get(stage, f"wsi_mil.{stage}:run").split(":")
+        result = getattr(importlib.import_module(module), function)(settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
     return _summarise(result)
@@ -108,26 +120,55 @@ def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _flags_of_file(stage: str, arguments: Sequence[str]) -> list[str]:
-    """Return the values of --config's file as flags, to stand before the user's own, which then win."""
+def _as_typed(config_class: type, of_file: dict[str, Any]) -> type:
+    """Return the config with the command line's own words: another flag, or a place instead of a flag.
+
+    A field says so in its metadata (``flag``, ``positional``), because the configs know no command line.
+    ``of_file`` gives defaults of fields that have a place.
+    """
+    hints = get_type_hints(config_class)
+    changed: dict[str, Any] = {}
+    for each in dataclasses.fields(config_class):
+        if each.metadata.get("positional"):
+            place = tyro.conf.arg(metavar=flag_of(each))
+            changed[each.name] = Annotated[hints[each.name], place, tyro.conf.Positional]
+        elif "flag" in each.metadata:
+            changed[each.name] = Annotated[hints[each.name], tyro.conf.arg(name=each.metadata["flag"])]
+    if not changed:
+        return config_class
+    content = {"__annotations__": changed, "__doc__": config_class.__doc__, **of_file}
+    return dataclasses.dataclass(frozen=True, kw_only=True)(
+        type(config_class.__name__, (config_class,), content)
+    )
+
+
+def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Return --config's values: as flags, to stand before the user's own, which then win; and as defaults.
+
+    The latter are those of fields that have a place instead of a flag: a place can be taken only once.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--config", type=Path)
     try:
         path = parser.parse_known_args(arguments)[0].config
     except argparse.ArgumentError:
-        return []  # --config without a value: the real parser says so
+        return [], {}  # --config without a value: the real parser says so
     if path is None:
-        return []
+        return [], {}
+    fields = {each.name: each for each in dataclasses.fields(STAGE_CONFIGS[stage])}
     flags: list[str] = []
+    places: dict[str, Any] = {}
     for key, value in toml_values(path, stage).items():
-        name = key.replace("_", "-")
-        if isinstance(value, bool):
-            flags.append(f"--{name}" if value else f"--no-{name}")
+        flag = flag_of(fields[key])
+        if fields[key].metadata.get("positional"):
+            places[key] = Path(value)
+        elif isinstance(value, bool):
+            flags.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list):
-            flags += [f"--{name}", *map(str, value)]
+            flags += [flag, *map(str, value)]
         else:
-            flags += [f"--{name}", str(value)]
-    return flags
+            flags += [flag, str(value)]
+    return flags, places
 
 
 def _summarise(result: "StageResult") -> int:

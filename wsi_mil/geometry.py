@@ -4,6 +4,7 @@ Frames: ``_l0`` level-0 pixels, ``_px`` pixels at the target mpp, ``_um`` micron
 a raster. Points are (x, y), arrays are [row, column], and only this module converts between them.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,7 +25,8 @@ class PatchGeometry:
     """Where the patches of one slide lie: their size at the target mpp and in level-0 pixels.
 
     ``patch_size_l0`` and ``stride_l0`` are exact (not rounded) level-0 pixels; coords are rounded once, from
-    multiples of ``stride_l0``.
+    multiples of ``stride_l0``. Coords that another tool made may lie on no grid (``on_grid``); ``stride_l0``
+    is then the step that the tool says.
     """
 
     mpp: float
@@ -88,6 +90,68 @@ def cells_rc(coords: NDArray[np.int64], geometry: PatchGeometry) -> NDArray[np.i
     """Return the (N, 2) (row, column) on the global grid of patches at level-0 (x, y) ``coords``."""
     cells: NDArray[np.int64] = np.rint(coords[:, ::-1] / geometry.stride_l0).astype(np.int64)
     return cells
+
+
+def on_grid(coords: NDArray[np.int64], stride_l0: float) -> bool:
+    """Tell whether ``coords`` are corners of the global grid of step ``stride_l0``, each another one.
+
+    Those of our own tiling are. Those of other tools may not be: some lay a grid into every piece of tissue.
+    """
+    cells = np.rint(coords / stride_l0)
+    exact = (coords >= 0).all() and (np.rint(cells * stride_l0) == coords).all()
+    return bool(exact) and len(np.unique(cells, axis=0)) == len(cells)
+
+
+def step_of(coords: NDArray[np.int64]) -> float | None:
+    """Return the step of the global grid that ``coords`` lie on, where they show it; else None.
+
+    It is the whole number that divides all coordinates, and some neighbours in a row and in a column must lie
+    that far apart.
+    """
+    if len(coords) < 2 or (coords < 0).any():
+        return None
+    step = int(np.gcd.reduce(coords.ravel()))
+    if step > 0 and nearest_l0(coords, 0) == step == nearest_l0(coords, 1) and on_grid(coords, step):
+        return float(step)
+    return None
+
+
+def nearest_l0(coords: NDArray[np.int64], axis: int) -> int | None:
+    """Return the smallest distance along ``axis`` (0 is x) of patches in the same row or column, or None."""
+    order = np.lexsort((coords[:, axis], coords[:, 1 - axis]))
+    steps = np.diff(coords[order], axis=0)
+    distances = steps[(steps[:, 1 - axis] == 0) & (steps[:, axis] > 0), axis]
+    return int(distances.min()) if len(distances) else None
+
+
+def cell_means(
+    values: NDArray[np.float32], coords: NDArray[np.int64], geometry: PatchGeometry
+) -> NDArray[np.float32]:
+    """Return values on a lattice of cells of side ``stride_l0`` that covers the slide; NaN where is none.
+
+    For patches that are not on one grid: a cell has the mean of the patches that reach into it, weighted by
+    the area that they share with it. Shape (rows, columns).
+    """
+    step, size = geometry.stride_l0, geometry.patch_size_l0
+    shape = max(1, math.ceil(geometry.height_l0 / step)), max(1, math.ceil(geometry.width_l0 / step))
+    sums = np.zeros((2, *shape))
+    first = np.floor(coords / step).astype(np.int64)
+    reach = math.ceil(size / step) + 1
+    for down in range(reach):
+        for right in range(reach):
+            cell_xy = first + np.array([right, down])
+            low = np.maximum(cell_xy * step, coords)
+            high = np.minimum((cell_xy + 1) * step, coords + size)
+            area = np.prod(np.clip(high - low, 0, None), axis=1)
+            rows, columns = cell_xy[:, 1], cell_xy[:, 0]
+            inside = (area > 0) & (rows >= 0) & (columns >= 0) & (rows < shape[0]) & (columns < shape[1])
+            where = rows[inside], columns[inside]
+            np.add.at(sums[0], where, (area * values)[inside])
+            np.add.at(sums[1], where, area[inside])
+    means = np.full(shape, np.nan, dtype=np.float32)
+    covered = sums[1] > 0
+    means[covered] = sums[0][covered] / sums[1][covered]
+    return means
 
 
 def boxes_rc(

@@ -13,6 +13,7 @@ from wsi_mil.config.base import (
     check_name,
     digest,
     first_difference,
+    flag_of,
     location,
     record,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "check_name",
     "digest",
     "first_difference",
+    "flag_of",
     "from_toml",
     "location",
     "record",

@@ -24,6 +24,16 @@ def neutral(default: Any) -> Any:
     return field(default=default, metadata={"neutral": True})
 
 
+def flag_of(each: dataclasses.Field[Any]) -> str:
+    """Return what a field is called on the command line: --its-name, or what its metadata say.
+
+    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as DIR.
+    """
+    if each.metadata.get("positional"):
+        return "DIR"
+    return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with ``message`` unless ``condition`` holds."""
     if not condition:

@@ -8,7 +8,7 @@ import tomli_w
 
 from wsi_mil.config.base import Config, Json, location, require
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
-from wsi_mil.config.tools import VerifyConfig
+from wsi_mil.config.tools import ExportConfig, ImportConfig, VerifyConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
@@ -18,6 +18,8 @@ STAGE_CONFIGS: dict[str, type] = {
     "heatmap": HeatmapConfig,
     "report": ReportConfig,
     "verify": VerifyConfig,
+    "import": ImportConfig,
+    "export": ExportConfig,
 }
 """The commands, in the order in which they are listed; a table of a TOML file has the command's name."""
 

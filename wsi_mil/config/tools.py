@@ -1,10 +1,10 @@
 """The configs of the commands beside the stages: encoders, verify, import, export."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Location, check_mpp, neutral, require
+from wsi_mil.config.base import Location, check_mpp, location, neutral, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,43 +40,64 @@ class VerifyConfig:
 class ImportConfig:
     """Take over patches and features that another tool made."""
 
-    source: Path
-    """Folder of the other tool's files."""
-    tool: Literal["clam", "trident", "stamp", "slideflow", "atlaspatch", "slide2vec", "torchmil"]
-    """Which tool made them (--from)."""
-    run: Path
-    """Run folder; features go to RUN/features/ENCODER, patches to RUN/patches."""
+    tool: Literal["clam", "trident", "stamp", "slideflow", "atlaspatch", "slide2vec", "torchmil"] = field(
+        metadata={"flag": "from"}
+    )
+    """Which tool made the files."""
+    source: Path = field(metadata={"positional": True, "neutral": True})
+    """Folder of the other tool's files (with its sub-folders)."""
+    run: Path = field(metadata={"neutral": True})
+    """Run folder; features go to RUN/features/ENCODER, where patches lie to RUN/patches."""
     encoder: str | None = None
-    """Name of the encoder, where the files do not say it."""
-    slides: Location | None = None
-    """Folder, or manifest, of the slides themselves: fills in sizes and resolution that the files lack."""
+    """Name of the encoder where the files do not say it; where they hold several, which to take over."""
+    slides: Location | None = neutral(None)
+    """Folder of the slides, or manifest CSV slide_id,path[,mpp]: gives size and resolution where the files
+    lack them. A manifest with columns width,height,mpp (level 0) needs no slide."""
     slide_mpp: float | None = None
-    """Level-0 microns per pixel of all slides, where the files do not say it."""
-    patch_px: int | None = None
-    """Side of the patches in pixels at the target mpp, where the files do not say it."""
+    """Level-0 microns per pixel of all slides, where neither the files nor the slides say it."""
     mpp: float | None = None
-    """Microns per pixel of the patches, where the files do not say it."""
+    """Microns per pixel of the patches where the files do not say it; they may be up to 5 % off it."""
+    patch_px: int | None = None
+    """Side of the patches in pixels at their mpp, where the files do not say it."""
+    overlap_px: int | None = None
+    """Overlap of neighbouring patches in pixels at their mpp, where neither files nor coords show it."""
+    workers: int = neutral(0)
+    """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
     overwrite: bool = neutral(False)
-    """Replace files of the run that differ."""
+    """Replace what other sources or settings made, instead of stopping."""
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        if self.slides is not None:
+            object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
         for flag, mpp in (("--slide-mpp", self.slide_mpp), ("--mpp", self.mpp)):
             if mpp is not None:
                 check_mpp(flag, mpp)
+        if self.patch_px is not None:
+            require(1 <= self.patch_px <= 65536, f"--patch-px {self.patch_px}: must be 1 to 65536 pixels.")
+        if self.overlap_px is not None:
+            require(self.overlap_px >= 0, f"--overlap-px {self.overlap_px}: must not be negative.")
+        require(self.encoder is None or bool(self.encoder.strip()), "--encoder: the name is empty.")
+        require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """Write the features of a run as another tool's files."""
 
-    tool: Literal["clam", "trident", "stamp", "pt"]
-    """Whose layout (--to)."""
-    run: Path
+    tool: Literal["clam", "trident", "stamp", "pt"] = field(metadata={"flag": "to"})
+    """Whose layout: CLAM's, TRIDENT's, STAMP's, or a plain tensor per slide (pt)."""
+    run: Path = field(metadata={"neutral": True})
     """Run folder; reads RUN/features/ENCODER."""
-    output: Path
+    output: Path = field(metadata={"neutral": True})
     """Folder to write to."""
     encoder: str | None = None
     """Whose features; may be left out where the run holds those of one encoder."""
+    workers: int = neutral(0)
+    """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
     overwrite: bool = neutral(False)
-    """Replace files that are there."""
+    """Replace files that are there with other content, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; raise ConfigError in the flag's own words."""
+        require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")

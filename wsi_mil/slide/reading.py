@@ -220,6 +220,8 @@ def open_slide(path: Location, reader: Reader = "auto", mpp: float | None = None
     Raises:
         SlideError: there is no such file, no reader opens it, or its mpp is missing or impossible.
     """
+    if path == Path():
+        raise SlideError("where the slide lies is not known: its patches were imported without --slides.")
     if isinstance(path, Path) and not path.exists():
         raise SlideError(f"{path}: no such file.")
     readers: tuple[Reader, ...] = ("openslide", "tiffslide") if isinstance(path, Path) else ("tiffslide",)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
-from wsi_mil.geometry import PatchGeometry, cells_rc
+from wsi_mil.geometry import PatchGeometry, cell_means, cells_rc, on_grid
 from wsi_mil.store.record import same_record
 
 FORMAT_VERSION = 1
@@ -35,11 +35,24 @@ class Heatmap:
     record: dict[str, Any]
 
     def grid(self) -> NDArray[np.float32]:
-        """Return the values on the slide's grid, (rows, columns); NaN where there is no patch."""
-        grid = np.full(self.geometry.grid_shape_rc, np.nan, dtype=np.float32)
+        """Return the values on the slide's grid, (rows, columns); NaN where there is no patch.
+
+        Patches that are not on one grid give area-weighted means, see ``cell_means``. Patches of other tools
+        may reach over the edges of the slide: the grid then has a row or a column more.
+        """
+        if not self.has_grid:
+            return cell_means(self.attention, self.coords, self.geometry)
         rows, columns = cells_rc(self.coords, self.geometry).T
+        planned = self.geometry.grid_shape_rc
+        shape = max(planned[0], rows.max(initial=-1) + 1), max(planned[1], columns.max(initial=-1) + 1)
+        grid = np.full(shape, np.nan, dtype=np.float32)
         grid[rows, columns] = self.attention
         return grid
+
+    @property
+    def has_grid(self) -> bool:
+        """Whether every patch has a cell of the global grid to itself."""
+        return on_grid(self.coords, self.geometry.stride_l0)
 
 
 def write_heatmap(path: Path, heatmap: Heatmap) -> None:
@@ -51,6 +64,9 @@ def write_heatmap(path: Path, heatmap: Heatmap) -> None:
             "format_version": FORMAT_VERSION,
             "slide_id": heatmap.slide_id,
             "value": "attention: weight of each patch in the bag, sums to 1 over the slide",
+            "grid": "a patch per cell"
+            if heatmap.has_grid
+            else "area-weighted means of the patches in a cell",
             "config": heatmap.record,
             "config_digest": configs.digest(heatmap.record),
             "facts": heatmap.facts,
