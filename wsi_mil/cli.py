@@ -42,6 +42,10 @@ Every command takes --config FILE.toml (defaults from the file's table of that n
 """
 
 
+_MODULES = {"encoders": "catalog"}
+"""Commands whose module has another name."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -98,10 +102,11 @@ def _run(stage: str, arguments: list[str]) -> int:
     # SIGTERM (Slurm, docker stop) ends a stage as Ctrl-C does: nothing half-written stays.
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
-        result = importlib.import_module(f"wsi_mil.{stage}").run(settings)
+        module = importlib.import_module(f"wsi_mil.{_MODULES.get(stage, stage)}")
+        result = module.run(settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return _summarise(result)
+    return result if isinstance(result, int) else _summarise(result)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

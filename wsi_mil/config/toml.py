@@ -8,6 +8,7 @@ import tomli_w
 
 from wsi_mil.config.base import Config, Json, location, require
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
+from wsi_mil.config.tools import EncodersConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
@@ -16,6 +17,7 @@ STAGE_CONFIGS: dict[str, type] = {
     "train": TrainConfig,
     "heatmap": HeatmapConfig,
     "report": ReportConfig,
+    "encoders": EncodersConfig,
 }
 """The commands, in the order in which they are listed; a table of a TOML file has the command's name."""
 
