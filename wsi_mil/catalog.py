@@ -29,7 +29,7 @@ def run(config: EncodersConfig) -> int:
         print(json.dumps(facts(), indent=2))
         return 0
     # Wide enough for every column when the output is no terminal; narrower terminals fold.
-    console = Console(highlight=False, width=None if Console().is_terminal else 100)
+    console = Console(highlight=False, soft_wrap=True, width=None if Console().is_terminal else 100)
     console.print(_table())
     console.print(_LEGEND, markup=False)
     for (mean, std), name in _NAMED.items():
@@ -50,7 +50,7 @@ _NAMED = {
     (IMAGENET_MEAN, IMAGENET_STD): "ImageNet",
     (HALF, HALF): "half",
     (LUNIT_MEAN, LUNIT_STD): "Lunit",
-    (BIOPTIMUS_MEAN, BIOPTIMUS_STD): "Bioptimus",
+    (BIOPTIMUS_MEAN, BIOPTIMUS_STD): "H-optimus",
 }
 
 _LEGEND = """
@@ -71,20 +71,20 @@ def _table() -> Table:
     table.add_column("name", no_wrap=True)
     table.add_column("source", no_wrap=True)
     for name in ("dim", "px", "mpp"):
-        table.add_column(name, justify="right")
-    table.add_column("mean/std", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("mean/std", no_wrap=True)
     table.add_column("params", justify="right")
     for name in ("licence", "access"):
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for each in PRESETS.values():
         table.add_row(
             Text(each.name),
             Text(_source(each)),
             str(each.dim),
             str(each.input_px),
-            " ".join(f"{mpp:g}" for mpp in each.mpps) or "any",
+            _range(each.mpps),
             Text(_normalisation(each)),
-            _millions(each.parameters),
+            _short(each.parameters),
             Text(each.licence),
             _ACCESS[each.gated],
         )
@@ -100,14 +100,19 @@ def _numbers(values: Triple) -> str:
 
 
 def _source(preset: Preset) -> str:
-    owner, _, name = preset.repo.partition("/")
-    if not owner:
+    if not preset.repo:
         return "a package"
-    return preset.repo if len(preset.repo) <= 22 else f"{owner}/..."
+    return preset.repo if len(preset.repo) <= 17 else f"{preset.repo.partition('/')[0]}/..."
 
 
-def _millions(count: int) -> str:
-    return f"{count / 1e6:,.0f} M" if count >= 1e7 else f"{count / 1e6:.1f} M"
+def _range(mpps: tuple[float, ...]) -> str:
+    if not mpps:
+        return "any"
+    return f"{min(mpps):g}-{max(mpps):g}" if len(mpps) > 1 else f"{mpps[0]:g}"
+
+
+def _short(count: int) -> str:
+    return f"{count / 1e9:.1f} G" if count >= 1e9 else f"{count / 1e6:.0f} M"
 
 
 def _download(config: EncodersConfig) -> int:

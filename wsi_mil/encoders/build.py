@@ -61,13 +61,17 @@ class Skeleton:
 
 
 def from_preset(preset: Preset, stain: nn.Module | None) -> Skeleton:
-    """Return the architecture of a preset, with everything pinned."""
+    """Return the architecture of a preset, with everything pinned, and without memory for its tensors.
+
+    A billion random numbers that weights then replace take longer than the weights do. It has to be filled.
+    """
     arguments = {key: _LAYERS.get(value, value) if isinstance(value, str) else value
                  for key, value in preset.arguments.items()}  # fmt: skip
     joined = preset.pooling == "class token + mean of patch tokens"
     if joined:
         arguments["global_pool"] = ""
-    module = create(preset.architecture, preset.name, **arguments)
+    with torch.device("meta"):
+        module = create(preset.architecture, preset.name, **arguments)
     for part in preset.cut:
         setattr(module, part, nn.Identity())
     return Skeleton(

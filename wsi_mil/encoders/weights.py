@@ -133,7 +133,8 @@ def fill(
     extra = [key for key in tensors if key not in wanted and not key.startswith(heads)]
     if extra:
         raise FormatError(f"--weights {where}: {extra[0]!r} has no place in {name}; another architecture.")
-    module.load_state_dict({key: tensors[key] for key in wanted})
+    # Assigned, not copied: the module may be without memory (meta), as presets are built.
+    module.load_state_dict({key: tensors[key].to(each.dtype) for key, each in wanted.items()}, assign=True)
 
 
 def weights_digest(module: nn.Module) -> str:
