@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,10 @@ def load(name: str, stain: nn.Module | None) -> Encoder:
 
 def _torchscript(path: Path) -> nn.Module:
     try:
-        module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
+        with warnings.catch_warnings():
+            # torch deprecates TorchScript, and users have such files; a user of the file can do nothing.
+            warnings.simplefilter("ignore", FutureWarning)
+            module: nn.Module = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
     except (RuntimeError, ValueError, OSError) as error:
         raise _broken("torchscript", path, error) from error
     return module.eval()

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 _LIGHT = 240.0  # transmitted light, as in the reference implementation
 _BETA = 0.15  # optical density below which a pixel counts as glass
-_MIN_STAINED = 0.05
+_MIN_STAINED = 0.01
 """Least part of a patch's pixels that must be stained for it to be normalised."""
 
 # Macenko et al., "A method for normalizing histology slides for quantitative analysis", ISBI 2009. Stain
