@@ -220,6 +220,16 @@ def test_an_encoder_of_ones_own_in_three_lines(own):
         check_fit(encoder, 1.0, 64)
 
 
+def test_the_readmes_three_lines(own):
+    from tests.test_docs import block
+
+    lines = block("register")
+    assert len([line for line in lines.splitlines() if line]) == 3
+    exec(compile(lines, "README.md", "exec"), {"MyNetwork": Mean})
+    encoder = load_encoder("mine")
+    assert (encoder.patch_px, encoder.dim, encoder.mpp) == (224, 5, 0.5)
+
+
 def test_an_encoder_of_ones_own_runs_in_embed(own, make_slide, tmp_path):
     from wsi_mil import embed, store, tile
     from wsi_mil.config import EmbedConfig, TileConfig

@@ -1,4 +1,4 @@
-"""The command line: one command per stage, whose flags are the fields of the stage's config.
+"""The command line: one command per stage or tool, whose flags are the fields of its config.
 
 Comes in: arguments. Goes out: an exit code. 0: all done. 1: some slides failed (a table says which and why),
 or one error (one line; the traceback with --debug). 2: wrong usage or config. 130: interrupted. Nothing can

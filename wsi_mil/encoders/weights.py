@@ -80,10 +80,10 @@ def write_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) ->
 def weights_path(folder: Path, name: str) -> Path:
     """Return where in a weights folder the file of an encoder is: NAME.safetensors.
 
-    Characters other than letters, digits, dot, dash and underscore become an underscore, and timm: is left
-    out: hf-hub:ORG/NAME is hf-hub_ORG_NAME.safetensors.
+    Characters other than letters, digits and ``._-+`` become an underscore, and timm: is left out:
+    hf-hub:ORG/NAME is hf-hub_ORG_NAME.safetensors.
     """
-    return folder / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name.removeprefix('timm:'))}.safetensors"
+    return folder / f"{re.sub(r'[^A-Za-z0-9._+-]', '_', name.removeprefix('timm:'))}.safetensors"
 
 
 def packaged_weights(module: nn.Module) -> dict[str, Tensor]:
