@@ -8,8 +8,18 @@ import timm
 import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
+from torch import nn
 
-from wsi_mil.encoders import PACKAGED, load_encoder, packaged_weights, read_weights
+from wsi_mil.encoders import (
+    PACKAGED,
+    Encoder,
+    PatchTransform,
+    check_fit,
+    load_encoder,
+    packaged_weights,
+    read_weights,
+    weights_path,
+)
 from wsi_mil.errors import ConfigError, FormatError
 
 TINY = "test_resnet"  # a real timm architecture of half a million parameters
@@ -122,6 +132,84 @@ def test_damaged_weights_are_refused(tmp_path, tiny_weights, suffix):
 def test_an_unknown_name_suggests_close_ones():
     with pytest.raises(ConfigError, match=r"timm has no such model.*Close: .*resnet50"):
         load_encoder("resnet5O")
+
+
+def test_tensors_that_are_no_weights_are_refused(tmp_path, tiny_weights):
+    tensors = read_weights(tiny_weights)
+    path = tmp_path / "x.safetensors"
+    name = "conv1.0.weight"
+    for value in (float("nan"), float("inf")):
+        broken = tensors[name].clone()
+        broken[3, 0, 1, 1] = value
+        safetensors.torch.save_file(tensors | {name: broken}, path)
+        with pytest.raises(FormatError, match=f"'{name}' holds NaN or infinite values; the file is damaged"):
+            load_encoder(TINY, path)
+    safetensors.torch.save_file(tensors | {name: tensors[name].to(torch.int8)}, path)
+    with pytest.raises(FormatError, match=r"'conv1.0.weight' is torch.int8, test_resnet has torch.float32"):
+        load_encoder(TINY, path)
+
+
+def test_half_precision_weights_are_run_in_fp32(tmp_path, tiny_weights):
+    half = {
+        name: each.half() if each.is_floating_point() else each
+        for name, each in read_weights(tiny_weights).items()
+    }
+    path = tmp_path / "half.safetensors"
+    safetensors.torch.save_file(half, path)
+    encoder = load_encoder(TINY, path)
+    assert {each.dtype for each in encoder.module.parameters()} == {torch.float32}
+    assert torch.equal(encoder.module.conv1[0].weight, half["conv1.0.weight"].float())
+
+
+def seen_by(mpps, px=224):
+    """An encoder's record with nothing behind it: all that check_fit looks at."""
+    transform = PatchTransform(px, (0.5,) * 3, (0.5,) * 3, "bicubic")
+    return Encoder("x", nn.Identity(), transform, 3, px, mpps[0] if mpps else None, "", mpps)
+
+
+@pytest.mark.parametrize(
+    ("mpps", "mpp", "patch_px", "fits"),
+    [
+        ((), 4.0, 1024, True),  # its authors name none
+        ((0.5,), 0.5, 224, True),
+        ((0.5,), 0.5, 256, True),  # 0.571: what most tools do
+        ((0.5,), 0.45, 224, True),  # a scanner's own 20x
+        ((0.5,), 0.25, 448, True),  # the same tissue, resized
+        ((0.5,), 0.25, 224, False),
+        ((0.5,), 0.25, 256, False),
+        ((0.5,), 1.0, 224, False),
+        ((0.5,), 0.5, 512, False),
+        ((0.5,), 1.0, 112, False),  # enlarged: the detail of 0.5 is not there
+        ((0.571,), 0.25, 512, True),  # as GPFM's authors do
+        ((0.5, 0.25, 1.0, 2.0), 2.0, 224, True),
+        ((0.5, 0.25, 1.0, 2.0), 0.7, 224, False),
+    ],
+)
+def test_an_encoder_at_another_mpp_is_refused_or_noted(mpps, mpp, patch_px, fits):
+    encoder = seen_by(mpps)
+    if fits:
+        assert check_fit(encoder, mpp, patch_px, allow_mismatch=False) == ""
+        assert check_fit(encoder, mpp, patch_px, allow_mismatch=True) == ""
+        return
+    with pytest.raises(ConfigError, match=r"--encoder x: sees .*Tile with --mpp .*or pass --allow-mismatch"):
+        check_fit(encoder, mpp, patch_px, allow_mismatch=False)
+    assert check_fit(encoder, mpp, patch_px, allow_mismatch=True).startswith("x sees ")
+
+
+def test_an_unknown_prefix_names_the_known_ones():
+    with pytest.raises(ConfigError, match=r"before the colon is not known; known: timm:NAME, hf-hub:"):
+        load_encoder("torchvision:resnet50")
+
+
+def test_names_of_files_in_a_weights_folder(tmp_path):
+    names = ("uni", "timm:resnet50.a1_in1k", "hf-hub:MahmoodLab/UNI", "../x")
+    found = [weights_path(tmp_path, name).name for name in names]
+    assert found == [
+        "uni.safetensors",
+        "resnet50.a1_in1k.safetensors",
+        "hf-hub_MahmoodLab_UNI.safetensors",
+        ".._x.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "hf-hub:MahmoodLab/UNI"])

@@ -11,7 +11,7 @@ FLOORS = [
     {"config", "geometry", "metrics"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
-    {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange"},
+    {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange", "catalog"},
     {"report", "view"},
     {"cli"},
     {"__main__"},
@@ -22,6 +22,7 @@ HOMES = {
     "simplejpeg": {"blocks"},
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "tyro": {"cli"},
     "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
+    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"},
     "tomli_w": {"config"}, "tomllib": {"config"},
 }  # fmt: skip
 

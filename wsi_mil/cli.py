@@ -1,4 +1,4 @@
-"""The command line: one command per stage, whose flags are the fields of the stage's config.
+"""The command line: one command per stage or tool, whose flags are the fields of its config.
 
 Comes in: arguments. Goes out: an exit code. 0: all done. 1: some slides failed (a table says which and why),
 or one error (one line; the traceback with --debug). 2: wrong usage or config. 130: interrupted. Nothing can
@@ -24,7 +24,11 @@ from wsi_mil.errors import ConfigError, WsiMilError
 if TYPE_CHECKING:
     from wsi_mil.parallel import StageResult
 
-_FUNCTIONS = {"import": "wsi_mil.exchange:import_run", "export": "wsi_mil.exchange:export_run"}
+_FUNCTIONS = {
+    "encoders": "wsi_mil.catalog:run",
+    "import": "wsi_mil.exchange:import_run",
+    "export": "wsi_mil.exchange:export_run",
+}
 """The function behind a command, where it is not ``wsi_mil.<command>:run`` (import is no module's name)."""
 
 _HELP = """\
@@ -113,7 +117,7 @@ def _run(stage: str, arguments: list[str]) -> int:
         result = getattr(importlib.import_module(module), function)(settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
-    return _summarise(result)
+    return result if isinstance(result, int) else _summarise(result)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

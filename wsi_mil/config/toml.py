@@ -8,7 +8,7 @@ import tomli_w
 
 from wsi_mil.config.base import Config, Json, location, require
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
-from wsi_mil.config.tools import ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
@@ -17,6 +17,7 @@ STAGE_CONFIGS: dict[str, type] = {
     "train": TrainConfig,
     "heatmap": HeatmapConfig,
     "report": ReportConfig,
+    "encoders": EncodersConfig,
     "verify": VerifyConfig,
     "import": ImportConfig,
     "export": ExportConfig,

@@ -25,7 +25,7 @@ from wsi_mil.embed.precision import Precision, choose
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.table import Table
 from wsi_mil.embed.work import Work
-from wsi_mil.encoders import Encoder, load_encoder
+from wsi_mil.encoders import Encoder, check_fit, load_encoder
 from wsi_mil.errors import ConfigError
 from wsi_mil.parallel import Outcome, StageResult, console
 
@@ -180,6 +180,8 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
         record = configs.record(
             config, weights_digest=encoder.weights_digest, patches_digest=patches.digest, tile=patches.record
         )
+        plan = patches.geometry
+        allowed = check_fit(encoder, plan.mpp, plan.patch_px, config.allow_mismatch) or allowed
         if target.is_done(patches.slide_id, record, config.overwrite):
             skipped.append(Outcome(slide_id=patches.slide_id, status="skipped"))
         else:
@@ -216,7 +218,13 @@ def _name_the_lost(config: EmbedConfig, plan: Plan, table: Table) -> None:
 
 
 def _load(config: EmbedConfig) -> Encoder:
-    return load_encoder(config.encoder, config.weights)
+    return load_encoder(
+        config.encoder,
+        config.weights,
+        weights_dir=config.weights_dir,
+        offline=config.offline,
+        stain=config.stain,
+    )
 
 
 def _announce(

@@ -62,7 +62,7 @@ def embed_slide(
     Raises:
         SlideError: more than ``max_broken`` of the patches cannot be read; fewer are left out, and said.
     """
-    device = device or next((each.device for each in encoder.module.parameters()), torch.device("cpu"))
+    device = device or encoder.device
     engine = Engine(encoder, device, precision, batch_size=batch_size)
     job = Job(patches)
     settings = ReadSettings(batch_size, workers, memory_mib, max_broken)
