@@ -73,7 +73,7 @@ class Tool:
 
     ``find(folder)`` looks at names, ``facts(source)`` at heads. ``coords(source, mpp_l0, patch_size_l0)`` are
     (N, 2) int64 level-0 (x, y) of top-left corners, ``features(source)`` (N, D) float16, row by row the same.
-    ``tissue(source)`` is (N,) float32, NaN where the tool does not keep it. All raise FormatError. ``wanted``
+    ``tissue(source)`` is (N,) float32, -1 where the tool does not keep it. All raise FormatError. ``wanted``
     says in words which files there should be.
     """
 
@@ -83,7 +83,7 @@ class Tool:
     facts: Callable[[Source], Facts]
     coords: Callable[[Source, float, float], NDArray[np.int64]]
     features: Callable[[Source], NDArray[np.float16]]
-    tissue: Callable[[Source, int], NDArray[np.float32]] = lambda _, n: np.full(n, np.nan, np.float32)
+    tissue: Callable[[Source, int], NDArray[np.float32]] = lambda _, n: np.full(n, -1, np.float32)
 
 
 def by_stem(paths: Iterable[Path]) -> dict[str, list[Path]]:
