@@ -412,6 +412,13 @@ def test_the_same_slide_twice_is_refused(tmp_path):
     assert all("import one folder at a time" in each.reason for each in result.failed)
 
 
+def test_a_run_inside_the_other_tools_folder_is_refused(tmp_path):
+    slides = make_slides()
+    foreign.write_trident(tmp_path / "theirs", slides)
+    with pytest.raises(ConfigError, match="its files would be taken for trident's"):
+        take_over(tmp_path, "trident", slides, slide_mpp=0.25, run=tmp_path / "theirs" / "run")
+
+
 def test_nothing_of_that_tool(tmp_path):
     (tmp_path / "theirs").mkdir()
     with pytest.raises(ConfigError, match=r"none of its files are there; wanted h5_files/<id>\.h5"):

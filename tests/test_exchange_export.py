@@ -225,6 +225,22 @@ def test_a_run_of_imports_trains_and_draws(wsi, tmp_path):
         assert np.array_equal(file["features"], slides["a"][1].astype(np.float16))
 
 
+def test_the_readmes_commands(wsi, tmp_path, make_slide, monkeypatch):
+    make_slide("a.tiff", mpp=0.25)
+    coords = np.array([[0, 0], [512, 0], [0, 512]])
+    slides = {"a": (coords, np.ones((3, 4), np.float32))}
+    foreign.write_trident(tmp_path / "DIR", slides, level0_width=2048, level0_height=1536)
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    block = readme.split("<!-- exchange -->\n```bash\n")[1].split("```")[0]
+    for line in block.splitlines():
+        command, *arguments = line.split("#")[0].split()
+        assert command == "wsi-mil"
+        code, out, err = wsi(*arguments, "--workers", 1)
+        assert (code, "1 done" in out) == (0, True), err
+    assert (tmp_path / "for_clam" / "pt_files" / "a.pt").exists()
+
+
 def test_features_of_other_weights_are_not_mixed(wsi, tmp_path):
     slides = foreign.make_slides(counts=(12,) * 4)
     foreign.write_trident(tmp_path / "theirs", slides)

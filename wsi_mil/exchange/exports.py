@@ -37,10 +37,8 @@ def export_run(config: ExportConfig) -> StageResult:
         try:
             outcomes = parallel.map_slides(_export_one, tasks, title="export", workers=config.workers)
         finally:
-            for each in sorted(config.output.rglob("*")) if config.output.is_dir() else []:
-                if each.is_dir():
-                    store.sweep(each)
-            store.sweep(config.output)
+            for each in (config.output, *config.output.glob("*/"), *config.output.glob("*/*/")):
+                store.sweep(each)  # no layout is deeper
         record["slides"] = len(outcomes)
         columns = ("slide_id", "status", "seconds", "patches", "reason")
         store.write_csv(config.run / "export" / "slides.csv", columns, (each.row() for each in outcomes))

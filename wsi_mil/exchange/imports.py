@@ -87,6 +87,11 @@ def _find(config: ImportConfig) -> Found:
     tool, folder = foreign.TOOLS[config.tool], config.source
     if not folder.is_dir():
         raise ConfigError(f"--from {tool.name} {folder}: no such folder.")
+    if config.run.resolve().is_relative_to(folder.resolve()):
+        raise ConfigError(
+            f"--run {config.run}: lies in {folder}, where its files would be taken for {tool.name}'s; "
+            "use another."
+        )
     found = tool.find(folder)
     by_key: dict[tuple[str, str | None], list[Source]] = {}
     for source in found.sources:
@@ -291,6 +296,11 @@ def _say(config: ImportConfig, found: Found, plans: dict[str, _Plan]) -> None:
         names = manifest.some([str(path.relative_to(config.source)) for path in others])
         table = config.run / "import" / "slides.csv"
         lines.append(f"{len(others)} files are not taken over ({names}); each with its reason in {table}")
+    bare = [name for name, plan in plans.items() if plan.encoder is None]
+    if bare:
+        lines.append(
+            f"{len(bare)} slides ({manifest.some(bare)}) have patches and no features; `embed` makes them"
+        )
     loose = [name for name, plan in plans.items() if plan.notes.get("grid") == "none"]
     if loose:
         lines.append(
