@@ -12,8 +12,8 @@ import torch
 
 from tests import foreign
 from tests.foreign import make_slides
-from wsi_mil import store
-from wsi_mil.config import ImportConfig
+from wsi_mil import store, verify
+from wsi_mil.config import ImportConfig, VerifyConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.exchange import import_run
 from wsi_mil.geometry import PatchGeometry
@@ -83,6 +83,7 @@ def test_every_value_comes_over(tmp_path, tool):
         assert features.encoder == encoder
         said = tool == "slide2vec"
         assert ((patches.tissue_fraction >= 0.5) if said else (patches.tissue_fraction == -1)).all()
+    assert not verify.run(VerifyConfig(run=tmp_path / "run")).failed
     again = take_over(tmp_path, tool, slides, **flags)
     assert set(statuses(again).values()) == {"skipped"}
 

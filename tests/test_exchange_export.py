@@ -150,6 +150,39 @@ def test_plain_tensors(tmp_path):
 
 
 @pytest.mark.parametrize("tool", ["clam", "trident", "stamp", "pt"])
+def test_zarr_goes_out_as_hdf5_does(tmp_path, tool):
+    made = make_run(tmp_path / "run", GEOMETRIES["whole"], empty=True)
+    zarr_features = store.open_features(tmp_path / "zarr", ENCODER, "zarr")
+    for features in made.values():
+        zarr_features.write(features)
+    export(tmp_path, tool)
+    count = export(tmp_path, tool, run=tmp_path / "zarr").count(
+        "skipped"
+    )  # the files are there, all the same
+    assert count == (2 if tool == "stamp" else 3)
+
+
+def test_imports_go_to_the_store_that_is_there(tmp_path):
+    slides = foreign.make_slides()
+    foreign.write_trident(tmp_path / "theirs", {"a": slides["a"]})
+    config = ImportConfig(
+        tool="trident", source=tmp_path / "theirs", run=tmp_path / "run", slide_mpp=0.25, workers=1
+    )
+    import_run(config)
+    hdf5 = store.open_features(tmp_path / "run", "uni_v1")
+    there = store.open_features(tmp_path / "zarr", "uni_v1", "zarr")
+    there.write(hdf5.read("a"))
+    foreign.write_trident(tmp_path / "theirs", {"b": slides["b"]})
+    result = import_run(replace(config, run=tmp_path / "zarr"))
+    assert {each.slide_id: each.status for each in result.outcomes} == {
+        "a": "done",
+        "b": "done",
+    }  # a: patches
+    assert there.slide_ids() == ["a", "b"]
+    assert np.array_equal(there.read("b").features, slides["b"][1].astype(np.float16))
+
+
+@pytest.mark.parametrize("tool", ["clam", "trident", "stamp", "pt"])
 def test_what_is_there_stays(tmp_path, tool):
     made = make_run(tmp_path / "run", GEOMETRIES["whole"])
     export(tmp_path, tool)

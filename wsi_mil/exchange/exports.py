@@ -28,7 +28,7 @@ def export_run(config: ExportConfig) -> StageResult:
     Raises:
         ConfigError: no features, or those of several encoders and none named.
     """
-    encoder = _encoder(config)
+    encoder = config.encoder or store.only_encoder(config.run)
     slide_ids = store.open_features(config.run, encoder).slide_ids()
     tasks = {each: _Task(slide_id=each, encoder=encoder, config=config) for each in slide_ids}
     if not tasks:
@@ -43,17 +43,6 @@ def export_run(config: ExportConfig) -> StageResult:
         columns = ("slide_id", "status", "seconds", "patches", "reason")
         store.write_csv(config.run / "export" / "slides.csv", columns, (each.row() for each in outcomes))
     return StageResult(stage="export", output=config.output, outcomes=outcomes)
-
-
-def _encoder(config: ExportConfig) -> str:
-    if config.encoder is not None:
-        return config.encoder
-    there = store.encoders_in(config.run)
-    if not there:
-        raise ConfigError(f"{config.run / 'features'}: nothing there; run `wsi-mil embed` first.")
-    if len(there) > 1:
-        raise ConfigError(f"{config.run} holds features of {', '.join(there)}; say which with --encoder.")
-    return there[0]
 
 
 def _export_one(task: _Task) -> Mapping[str, Any] | None:
