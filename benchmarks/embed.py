@@ -4,9 +4,9 @@
 
 The field's loop is what CLAM and TRIDENT do: OpenSlide's ``read_region``, PIL, torchvision's transforms, a
 DataLoader with 2 workers, fp32, NCHW; at their batch sizes (64, 256) and at the best one here (8). The slides
-are mosaics of the CMU slide of ../shared, or drawn tissue, and the table says which. Every contender runs in a
-process of its own, all of a case in each round, one after the other; a ratio is taken within a round, and the
-table shows the median over the rounds with the middle half of them. Times begin when the encoder is ready.
+are mosaics of the CMU slide of ../shared, or drawn tissue, and the table says which. Every contender runs in
+a process of its own, all of a case in each round, one after the other; a ratio is taken within a round, and
+the table shows the median over the rounds with the middle half of them. Times begin when the encoder is ready.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Contender = Callable[[], float]
 
 
 def make_runs(folder: Path) -> str:
-    """Write slides and run folders with their patches, where they are not yet; return words for the slides."""
+    """Write slides, and run folders with their patches, where they are not yet; return words for them."""
     words = folder / "embed-words.txt"
     if words.is_file():
         return words.read_text()
@@ -148,7 +148,8 @@ def ours(folder: Path, encoder: str, flags: dict[str, object], name: str) -> flo
     config = EmbedConfig(run=run, encoder=encoder, weights=weights(folder, encoder), **flags)  # type: ignore[arg-type]
     result = embed.run(config)
     stage = store.read_stage(run, "embed")
-    assert stage and not result.failed, result.failed
+    assert stage
+    assert not result.failed, result.failed
     count = sum(len(store.read_patches(each).coords) for each in (run / "patches").glob("*.h5"))
     return count / float(stage["embed_seconds"])
 
@@ -267,9 +268,8 @@ def compare(folder: Path, rounds: int, only: str) -> list[str]:
             middle = statistics.median(values)
             low, high = np.quantile(values, [0.25, 0.75])
             verdict = "" if wanted is None else "met" if middle >= wanted else "**missed**"
-            ratio_lines.append(
-                f"| {name} | {what} | {against} | {middle:.2f} ({low:.2f} to {high:.2f}) | {wanted or ''} | {verdict} |"
-            )
+            ratio = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+            ratio_lines.append(f"| {name} | {what} | {against} | {ratio} | {wanted or ''} | {verdict} |")
         speed_lines += [f"| {name} | {each} | {statistics.median(v):.1f} |" for each, v in seen.items()]
     return [*ratio_lines, "", *speed_lines]
 

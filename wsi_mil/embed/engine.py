@@ -96,10 +96,13 @@ class Engine:
                 pending.ready.synchronize()
             features = pending.features[: pending.count].numpy()
         except torch.OutOfMemoryError:
-            features = self._halved(pending)
+            features = self._halved(pending.patches)
         return features.copy(), pending.seconds + time.perf_counter() - start
 
     def _begin(self, pending: _Pending) -> None:
+        if pending.count > self.batch_size:  # made before memory ran out
+            pending.features = torch.from_numpy(self._in_pieces(pending.patches))
+            return
         try:
             features_ND = self._forward(self._on_device(pending.patches))
             if self.device.type == "cuda":
@@ -110,29 +113,31 @@ class Engine:
             else:
                 pending.features = features_ND.cpu()
         except torch.OutOfMemoryError:
-            pending.features = torch.from_numpy(self._halved(pending))
-            pending.ready = None
+            pending.features = torch.from_numpy(self._halved(pending.patches))
 
-    def _halved(self, pending: _Pending) -> NDArray[np.float16]:
-        """Compute a batch in smaller ones, and remember their size: it was too large for the memory."""
-        patches, parts = pending.patches, []
-        while True:
-            if self.batch_size == 1:
-                raise ConfigError(
-                    f"--device {self.device}: out of memory with a single patch and {self.encoder.name}; "
-                    "free memory on it, or use another device."
-                )
-            self.batch_size //= 2
-            self._say(f"out of memory on {self.device}: going on with batches of {self.batch_size}")
-            if self.device.type == "cuda":
-                torch.cuda.empty_cache()
-            try:
-                for k in range(0, len(patches), self.batch_size):
-                    part = patches[k : k + self.batch_size]
-                    parts.append(self._forward(self._on_device(part))[: len(part)].cpu().numpy())
-                return np.concatenate(parts)
-            except torch.OutOfMemoryError:
-                parts.clear()
+    def _halved(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
+        """Compute a batch that was too large for the memory in halves, and remember their size."""
+        if self.batch_size == 1:
+            raise ConfigError(
+                f"--device {self.device}: out of memory with a single patch and {self.encoder.name}; "
+                "free memory on it, or use another device."
+            )
+        self.batch_size //= 2
+        self._say(f"out of memory on {self.device}: going on with batches of {self.batch_size}")
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return self._in_pieces(patches)
+
+    def _in_pieces(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
+        size = self.batch_size
+        parts = []
+        try:
+            for k in range(0, len(patches), size):
+                part = patches[k : k + size]
+                parts.append(self._forward(self._on_device(part))[: len(part)].cpu().numpy())
+        except torch.OutOfMemoryError:
+            return self._halved(patches)
+        return np.concatenate(parts)
 
     @torch.inference_mode()
     def _forward(self, x_NHWC: Tensor) -> Tensor:

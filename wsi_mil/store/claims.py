@@ -12,6 +12,7 @@ import os
 import re
 import socket
 import threading
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ EXPIRY_S = 120.0
 """A claim that was not touched for so long belongs to nobody (its node is lost, or it hangs)."""
 
 _TOUCH_S = 15.0
+_PROCESS = uuid.uuid4().hex
 _NAME = re.compile(r"^(?P<slide>.+)\.claim-(?P<turn>\d+)$")
 
 
@@ -109,9 +111,9 @@ class Claims:
         except (OSError, ValueError):
             return None  # given back this moment
         host, pid = str(content.get("host", "")), int(content.get("pid", 0))
-        # Our own number on what we do not hold is an earlier process's (each container has a process 1).
-        ours = pid == os.getpid() and slide_id not in self._held
-        gone = host == _host() and (ours or not process_alive(pid))
+        # Our own number without our mark is an earlier process's: each container has a process 1.
+        before = pid == os.getpid() and content.get("process") != _PROCESS
+        gone = host == _host() and (before or not process_alive(pid))
         return Holder(host, pid, str(content.get("run", "")), turn, alive=not gone and age < EXPIRY_S)
 
     def _path(self, slide_id: str, turn: int) -> Path:
@@ -119,7 +121,8 @@ class Claims:
 
     def _create(self, path: Path) -> bool:
         """Make the file of a claim, with its content; False where another was quicker."""
-        content = json.dumps({"host": _host(), "pid": os.getpid(), "run": self._run})
+        about = {"host": _host(), "pid": os.getpid(), "process": _PROCESS, "run": self._run}
+        content = json.dumps(about)
         draft = self._clock.with_name(f"{self._clock.name}.draft")
         draft.write_text(content, encoding="utf-8")
         try:

@@ -1,0 +1,116 @@
+import json
+import multiprocessing
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+
+from wsi_mil.store import Claims, claims
+
+
+def gone_pid():
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def left_behind(folder, slide_id, run="old", pid=None, host=None, turn=1, age=0.0):
+    """Write the claim of a process that is not ours."""
+    path = folder / f"{slide_id}.claim-{turn}"
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"host": host or claims._host(), "pid": pid or gone_pid(), "run": run}
+    path.write_text(json.dumps(content))
+    then = time.time() - age
+    os.utime(path, (then, then))
+    return path
+
+
+def test_a_slide_is_taken_once_and_given_back(tmp_path):
+    with Claims(tmp_path, "one") as one, Claims(tmp_path, "two") as two:
+        assert one.take("a")
+        assert not one.take("a")
+        assert not two.take("a")
+        one.give_back("a")
+        assert two.take("a")
+        assert one.take("b")
+    assert not list(tmp_path.glob("*claim*")), "leaving gives everything back"
+
+
+def test_what_a_dead_process_holds_is_taken_over(tmp_path):
+    left_behind(tmp_path, "a")
+    with Claims(tmp_path, "new") as ours:
+        assert ours.take("a")
+        assert sorted(each.name for each in tmp_path.glob("a.*")) == ["a.claim-1", "a.claim-2"]
+    assert not list(tmp_path.glob("a.*"))
+
+
+def test_a_process_of_the_same_command_that_died_keeps_its_slide(tmp_path):
+    """The slide may be what killed it: it is not to kill the others as well."""
+    left_behind(tmp_path, "a", run="this")
+    with Claims(tmp_path, "this") as ours:
+        assert not ours.take("a")
+        holder = ours.holder("a")
+        assert holder is not None
+        assert not holder.alive
+    with Claims(tmp_path, "the next") as later:
+        assert later.take("a")
+
+
+@pytest.mark.parametrize(("age", "free"), [(0.0, False), (claims.EXPIRY_S + 30, True)])
+def test_claims_of_other_machines_expire(tmp_path, age, free):
+    left_behind(tmp_path, "a", host="another", pid=1, age=age)
+    with Claims(tmp_path, "new") as ours:
+        assert ours.take("a") == free
+
+
+def test_what_is_held_is_touched(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "_TOUCH_S", 0.05)
+    with Claims(tmp_path, "one") as ours:
+        ours.take("a")
+        path = tmp_path / "a.claim-1"
+        os.utime(path, (1000, 1000))
+        deadline = time.time() + 10
+        while path.stat().st_mtime < 2000 and time.time() < deadline:
+            time.sleep(0.02)
+        assert path.stat().st_mtime > 2000
+
+
+def test_names_that_hold_each_other_are_different_slides(tmp_path):
+    with Claims(tmp_path, "one") as ours:
+        assert ours.take("a")
+        assert ours.take("a.claim-1")
+        assert ours.take("a.claim-1.claim-1")
+
+
+def _race(folder, name, wins):
+    with Claims(folder, name) as ours:
+        for k in range(60):
+            if ours.take(f"s{k}"):
+                wins.put((f"s{k}", name))
+        wins.put(None)
+        time.sleep(0.5)  # hold them until everybody has tried
+
+
+def test_of_several_that_try_one_succeeds(tmp_path):
+    """Half of the slides are free, half are a dead process's."""
+    dead = gone_pid()
+    for k in range(0, 60, 2):
+        left_behind(tmp_path, f"s{k}", pid=dead)
+    context = multiprocessing.get_context("fork")
+    wins = context.Queue()
+    processes = [context.Process(target=_race, args=(tmp_path, f"p{i}", wins)) for i in range(4)]
+    for each in processes:
+        each.start()
+    taken, over = [], 0
+    while over < 4:
+        win = wins.get(timeout=60)
+        if win is None:
+            over += 1
+        else:
+            taken.append(win[0])
+    for each in processes:
+        each.join()
+    assert sorted(taken) == sorted({f"s{k}" for k in range(60)})
+    assert not list(tmp_path.glob("*claim*"))
