@@ -6,7 +6,7 @@ The field's loop is what CLAM and TRIDENT do: OpenSlide's ``read_region``, PIL, 
 DataLoader with 2 workers, fp32, NCHW; at their batch sizes (64, 256) and at the best one here (8). The slides
 are mosaics of the CMU slide of ../shared, or drawn tissue, and the table says which. Every contender runs in
 a process of its own, all of a case in each round, one after the other; a ratio is taken within a round, and
-the table shows the median over the rounds with the middle half of them. Times begin when the encoder is ready.
+the table shows the median over the rounds and the middle half of them. Times begin when the encoder is ready.
 """
 
 import argparse
