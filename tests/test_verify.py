@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.test_embed import weights  # noqa: F401 - a fixture
 from tests.test_heatmap import head as model_head
 from tests.test_heatmap import random_model
 from wsi_mil import config as configs
@@ -331,6 +332,8 @@ def replaced(bench: Bench) -> str:
         node["features"][int(bench.rng.integers(690)), 2] = 9.5
 
     bench.change(where, change)
+    for path in [where, *where.rglob("*")]:
+        os.utime(path, (time.time() - 60,) * 2)  # the table is what was written last
     return str(where)
 
 
@@ -555,3 +558,34 @@ def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
     path.chmod(0)
     (problem,) = problems(run)
     assert (problem.kind, problem.removable) == ("no permission", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stages_make_again_what_repair_removed(wsi, make_slide, weights, tmp_path, kind):  # noqa: F811
+    for name in "ab":
+        make_slide(f"{name}.tiff", width=1024, height=1024, tissue=((256, 256, 1024, 1024),))
+    run = tmp_path / "run"
+    stages = (
+        ("tile", "--slides", tmp_path / "slides", "--run", run, "--workers", 1),
+        ("embed", "--run", run, "--encoder", "test_resnet", "--weights", weights, "--store", kind),
+    )
+
+    def stage_all() -> list[np.ndarray]:
+        for each in stages:
+            code, out, err = wsi(*each)
+            assert code == 0, out + err
+        features = store.open_features(run, "test_resnet")
+        assert (features.kind, features.slide_ids()) == (kind, ["a", "b"])
+        return [features.read(each).features for each in ("a", "b")]
+
+    before = stage_all()
+    code, out, err = wsi("verify", "--run", run)
+    assert (code, "verify: 4 done, 0 skipped, 0 failed" in out) == (0, True), out + err
+    os.truncate(store.patches_path(run, "b"), 50)
+    where = Path(store.open_features(run, "test_resnet").where("a"))
+    os.truncate(where if kind == "hdf5" else where / "features" / "c" / "0" / "0", 700)
+    assert wsi("verify", "--run", run)[0] == 1
+    code, out, _ = wsi("verify", "--run", run, "--repair")
+    assert (code, out.count("removed (")) == (0, 2)
+    assert all((one == other).all() for one, other in zip(before, stage_all(), strict=True))
+    assert wsi("verify", "--run", run)[0] == 0
