@@ -410,10 +410,11 @@ def plant_find_repair(clean: dict[str, Path], folder: Path, kind: str, fault: st
     allowed = {"wrong name"} if fault == "swapped" else kinds | {"missing"}
     assert {each.kind for each in found} <= allowed, (context, found)
     assert len({each.file for each in found}) <= 2, (context, found)
-    newer = "update wsi-mil" in found[0].what_to_do()
+    kept = found[0].kind == "wrong format"
     result = verify.run(VerifyConfig(run=run, repair=True))
-    assert bool(result.failed) == (fault == "missing" or newer), (context, result.failed)
-    if newer:  # not ours to remove: the user has a newer program
+    assert bool(result.failed) == (fault == "missing" or kept), (context, result.failed)
+    if kept:  # whole, and of a newer or of another program: not ours to remove
+        assert Path(named).exists()
         return
     make(run, kind)
     assert problems(run) == [], context
@@ -547,6 +548,16 @@ def test_the_command_says_file_problem_and_what_to_do(clean, tmp_path, wsi):
     make(run, "hdf5")
     assert wsi("verify", "--run", run)[0] == 0
     assert wsi("verify", "--run", tmp_path / "nowhere")[0] == 2
+
+
+def test_folders_of_other_tools_are_not_repaired(tmp_path, wsi):
+    (tmp_path / "patches").mkdir()
+    path = tmp_path / "patches" / "a.h5"
+    path.write_bytes(b"theirs")
+    code, _, err = wsi("verify", "--run", tmp_path, "--repair")
+    assert code == 2
+    assert "is no run folder" in err
+    assert path.exists()
 
 
 def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
