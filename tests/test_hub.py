@@ -103,6 +103,9 @@ def test_a_download_fills_the_folder_that_an_air_gapped_site_reads(hub, trunc, w
     encoder = load_encoder("resnet50-trunc", weights_dir=folder, offline=True)
     assert torch.equal(encoder.module.conv1.weight, trunc["conv1.weight"])
     assert hub.asked == [], "the network is not asked"
+    (folder / "uni.safetensors").write_bytes((folder / "resnet50-trunc.safetensors").read_bytes())
+    with pytest.raises(FormatError, match="says that it holds the weights of resnet50-trunc; wanted uni"):
+        load_encoder("uni", weights_dir=folder)
     # The cache that the download filled serves without the folder, and gives the same encoder.
     assert load_encoder("resnet50-trunc", offline=True).weights_digest == encoder.weights_digest
     assert hub.asked == []
@@ -136,6 +139,26 @@ def test_a_timm_repository_describes_itself_and_so_does_its_file(hub, tmp_path):
     assert (again.weights_digest, again.patch_px) == (encoder.weights_digest, 96)
     assert load_encoder("hf-hub:lab/net", file).weights_digest == encoder.weights_digest
     assert hub.asked == []
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        (b"{}", r"its config.json is not of a timm model \(KeyError"),
+        (b"[]", r"its config.json is not of a timm model \(TypeError"),
+        (
+            {"architecture": "test_vit", "model_args": {"checkpoint_path": "/x.pt"}},
+            "asks for checkpoint_path",
+        ),
+        ({"architecture": "local-dir:/tmp"}, "asks for local-dir:/tmp; wanted"),
+        ({"architecture": "vit_of_ours"}, "timm has no such model"),
+    ],
+)
+def test_a_description_chooses_an_architecture_and_nothing_else(hub, config, words):
+    text = config if isinstance(config, bytes) else json.dumps(config).encode()
+    hub.files["lab/net", "config.json"] = text
+    with pytest.raises(ConfigError, match=words):
+        load_encoder("hf-hub:lab/net")
 
 
 def test_a_plain_timm_name_comes_from_the_repository_that_timm_names(hub):

@@ -10,13 +10,12 @@ import timm
 import torch
 from torch import nn
 
-from wsi_mil.encoders import LEFT_OUT, PACKAGED, PRESETS, load_encoder
+from wsi_mil.encoders import LEFT_OUT, PACKAGED, PRESETS, load_encoder, weights_digest
 from wsi_mil.encoders.build import from_preset
 from wsi_mil.errors import FormatError
 
 NAMES = list(PRESETS)
 SMALL = [each.name for each in PRESETS.values() if each.parameters < 10e6]
-LARGE = [name for name in NAMES if name not in SMALL]
 
 
 @functools.cache
@@ -63,46 +62,53 @@ def test_the_facts_of_timms_models_are_timms(name):
     assert stated.license.lower() == preset.licence.lower()
 
 
-def random_file(preset, path):
-    """Write random weights under the names that the module has; return the architecture with them."""
+def random_tensors(module):
     generator = torch.Generator().manual_seed(3)
-    skeleton = from_preset(preset, None)
     tensors = {}
-    for key, each in skeleton.module.state_dict().items():
+    for key, each in module.state_dict().items():
         if each.is_floating_point():
             tensors[key] = torch.empty(each.shape).uniform_(0.01, 0.05, generator=generator)
             if "weight" in key and each.ndim > 1:
                 tensors[key] -= 0.03
         else:
             tensors[key] = torch.zeros(each.shape, dtype=each.dtype)
+    return tensors
+
+
+def random_file(preset, path):
+    """Write random weights under the names that the module has; return the architecture with them."""
+    skeleton = from_preset(preset, None)
+    tensors = random_tensors(skeleton.module)
     safetensors.torch.save_file(tensors, path)
     skeleton.module.load_state_dict(tensors, assign=True)
     return skeleton
 
 
-@pytest.mark.parametrize("name", SMALL)
-def test_weights_of_the_same_shape_load(name, tmp_path):
-    path = tmp_path / "weights.safetensors"
-    skeleton = random_file(PRESETS[name], path)
-    encoder = load_encoder(name, path)
-    assert (encoder.name, encoder.dim, encoder.mpps) == (name, PRESETS[name].dim, PRESETS[name].mpps)
-    x = encoder.transform(torch.randint(0, 256, (2, 256, 256, 3), dtype=torch.uint8))
-    torch.testing.assert_close(encoder.module(x), skeleton.pooled().eval()(x), rtol=1e-3, atol=1e-4)
-
-
-@pytest.mark.parametrize("name", LARGE)
-def test_a_shallow_one_of_the_same_shape_loads_and_pools(name, tmp_path, monkeypatch):
-    preset = shallow(PRESETS[name])
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_the_same_shape_load(name, tmp_path, monkeypatch):
+    preset = PRESETS[name] if name in SMALL else shallow(PRESETS[name])
     monkeypatch.setitem(PRESETS, name, preset)
     path = tmp_path / "weights.safetensors"
     skeleton = random_file(preset, path)
     encoder = load_encoder(name, path)
-    assert encoder.dim == preset.dim
+    assert (encoder.name, encoder.dim, encoder.mpps) == (name, preset.dim, preset.mpps)
     assert encoder.mpp == (preset.mpps[0] if preset.mpps else None)
-    x = encoder.transform(torch.randint(0, 256, (1, 224, 224, 3), dtype=torch.uint8))
+    assert encoder.weights_digest == weights_digest(skeleton.module)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["resnet50", "convnext-tiny", "kaiko-vitb8", "kaiko-vitl14", "uni2-h", "virchow", "virchow2", "h0-mini"],
+)
+def test_the_pooling_is_what_the_record_says(name):
+    preset = shallow(PRESETS[name])
+    skeleton = from_preset(preset, None)
+    skeleton.module.load_state_dict(random_tensors(skeleton.module), assign=True)
+    module = skeleton.pooled().eval()
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        features = encoder.module(x)
-        tokens = skeleton.module.eval().forward_features(x)
+        features = module(x)
+        tokens = skeleton.module.forward_features(x)
     if preset.pooling == "average":
         expected = tokens.mean((2, 3))
         if preset.architecture == "convnext_tiny":
@@ -138,6 +144,9 @@ def test_every_file_of_another_preset_is_refused():
     assert all(len(each) == 1 for each in families.values())
     same = {frozenset(name for name in NAMES if shapes[name] == shape) for shape in families}
     assert frozenset({"h-optimus-0", "h-optimus-1"}) in same
+    assert frozenset({"uni", "phikon-v2"}) in same, (
+        "ViT-L/16 with layer scale: only the digest tells them apart"
+    )
     assert shapes["virchow"] != shapes["virchow2"], "the registers"
     assert shapes["uni"] != shapes["gpfm"], "patches of 16 and of 14"
 
@@ -148,12 +157,50 @@ def test_the_truncated_resnet_is_the_third_stage_of_the_whole_one(tmp_path):
     path = tmp_path / "resnet50.safetensors"
     safetensors.torch.save_file(whole.state_dict(), path)
     encoder = load_encoder("resnet50-trunc", path)
-    x = torch.randn(2, 3, 224, 224)
+    x = torch.randn(1, 3, 224, 224)
     stage = timm.create_model("resnet50", features_only=True, out_indices=[3]).eval()
     stage.load_state_dict(whole.state_dict(), strict=False)
     with torch.inference_mode():
         expected = nn.functional.adaptive_avg_pool2d(stage(x)[0], 1).flatten(1)
         torch.testing.assert_close(encoder.module(x), expected, rtol=1e-3, atol=1e-4)
+
+
+def as_transformers(tensors):
+    """The names that transformers 4's Dinov2Model gives the same tensors, written down independently."""
+    found = {
+        "embeddings.cls_token": tensors["cls_token"],
+        "embeddings.mask_token": torch.zeros(1, tensors["cls_token"].shape[-1]),
+        "embeddings.position_embeddings": tensors["pos_embed"],
+    }
+    for kind in ("weight", "bias"):
+        found[f"embeddings.patch_embeddings.projection.{kind}"] = tensors[f"patch_embed.proj.{kind}"]
+        found[f"layernorm.{kind}"] = tensors[f"norm.{kind}"]
+        for block in {key.split(".")[1] for key in tensors if key.startswith("blocks.")}:
+            ours, theirs = f"blocks.{block}", f"encoder.layer.{block}"
+            for name in ("norm1", "norm2", "mlp.fc1", "mlp.fc2"):
+                found[f"{theirs}.{name}.{kind}"] = tensors[f"{ours}.{name}.{kind}"]
+            found[f"{theirs}.attention.output.dense.{kind}"] = tensors[f"{ours}.attn.proj.{kind}"]
+            parts = tensors[f"{ours}.attn.qkv.{kind}"].chunk(3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                found[f"{theirs}.attention.attention.{name}.{kind}"] = part.clone()
+            for number in (1, 2):
+                found[f"{theirs}.layer_scale{number}.lambda1"] = tensors[f"{ours}.ls{number}.gamma"]
+    return found
+
+
+def test_weights_of_transformers_load_under_their_own_names_and_under_timms(tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "phikon-v2", shallow(PRESETS["phikon-v2"]))
+    path = tmp_path / "timm.safetensors"
+    tensors = random_file(PRESETS["phikon-v2"], path).module.state_dict()
+    theirs = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(as_transformers(tensors), theirs)
+    digest = load_encoder("phikon-v2", path).weights_digest
+    assert load_encoder("phikon-v2", theirs).weights_digest == digest
+    incomplete = as_transformers(tensors)
+    del incomplete["encoder.layer.0.attention.attention.key.bias"]
+    safetensors.torch.save_file(incomplete, theirs)
+    with pytest.raises(FormatError, match=r"no tensor 'blocks.0.attn.qkv.bias', which phikon-v2 has"):
+        load_encoder("phikon-v2", theirs)
 
 
 def test_records_are_complete_and_name_no_encoder_twice():

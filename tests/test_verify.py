@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
+from tests.test_embed import weights  # noqa: F401 - a fixture
 from tests.test_heatmap import head as model_head
 from tests.test_heatmap import random_model
 from wsi_mil import config as configs
@@ -331,6 +332,8 @@ def replaced(bench: Bench) -> str:
         node["features"][int(bench.rng.integers(690)), 2] = 9.5
 
     bench.change(where, change)
+    for path in [where, *where.rglob("*")]:
+        os.utime(path, (time.time() - 60,) * 2)  # the table is what was written last
     return str(where)
 
 
@@ -407,10 +410,11 @@ def plant_find_repair(clean: dict[str, Path], folder: Path, kind: str, fault: st
     allowed = {"wrong name"} if fault == "swapped" else kinds | {"missing"}
     assert {each.kind for each in found} <= allowed, (context, found)
     assert len({each.file for each in found}) <= 2, (context, found)
-    newer = "update wsi-mil" in found[0].what_to_do()
+    kept = found[0].kind == "wrong format"
     result = verify.run(VerifyConfig(run=run, repair=True))
-    assert bool(result.failed) == (fault == "missing" or newer), (context, result.failed)
-    if newer:  # not ours to remove: the user has a newer program
+    assert bool(result.failed) == (fault == "missing" or kept), (context, result.failed)
+    if kept:  # whole, and of a newer or of another program: not ours to remove
+        assert Path(named).exists()
         return
     make(run, kind)
     assert problems(run) == [], context
@@ -546,6 +550,16 @@ def test_the_command_says_file_problem_and_what_to_do(clean, tmp_path, wsi):
     assert wsi("verify", "--run", tmp_path / "nowhere")[0] == 2
 
 
+def test_folders_of_other_tools_are_not_repaired(tmp_path, wsi):
+    (tmp_path / "patches").mkdir()
+    path = tmp_path / "patches" / "a.h5"
+    path.write_bytes(b"theirs")
+    code, _, err = wsi("verify", "--run", tmp_path, "--repair")
+    assert code == 2
+    assert "is no run folder" in err
+    assert path.exists()
+
+
 def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
     if not os.geteuid():
         pytest.skip("root may read everything: missing permission was NOT tested")
@@ -555,3 +569,34 @@ def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
     path.chmod(0)
     (problem,) = problems(run)
     assert (problem.kind, problem.removable) == ("no permission", None)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_stages_make_again_what_repair_removed(wsi, make_slide, weights, tmp_path, kind):  # noqa: F811
+    for name in "ab":
+        make_slide(f"{name}.tiff", width=1024, height=1024, tissue=((256, 256, 1024, 1024),))
+    run = tmp_path / "run"
+    stages = (
+        ("tile", "--slides", tmp_path / "slides", "--run", run, "--workers", 1),
+        ("embed", "--run", run, "--encoder", "test_resnet", "--weights", weights, "--store", kind),
+    )
+
+    def stage_all() -> list[np.ndarray]:
+        for each in stages:
+            code, out, err = wsi(*each)
+            assert code == 0, out + err
+        features = store.open_features(run, "test_resnet")
+        assert (features.kind, features.slide_ids()) == (kind, ["a", "b"])
+        return [features.read(each).features for each in ("a", "b")]
+
+    before = stage_all()
+    code, out, err = wsi("verify", "--run", run)
+    assert (code, "verify: 4 done, 0 skipped, 0 failed" in out) == (0, True), out + err
+    os.truncate(store.patches_path(run, "b"), 50)
+    where = Path(store.open_features(run, "test_resnet").where("a"))
+    os.truncate(where if kind == "hdf5" else where / "features" / "c" / "0" / "0", 700)
+    assert wsi("verify", "--run", run)[0] == 1
+    code, out, _ = wsi("verify", "--run", run, "--repair")
+    assert (code, out.count("removed (")) == (0, 2)
+    assert all((one == other).all() for one, other in zip(before, stage_all(), strict=True))
+    assert wsi("verify", "--run", run)[0] == 0

@@ -19,10 +19,15 @@ def run(config: VerifyConfig) -> StageResult:
     again stays failed. Files without checksums are skipped outcomes, with the reason.
 
     Raises:
-        ConfigError: there is no such run folder.
+        ConfigError: there is no such run folder, or ``repair`` of a folder in which no stage has run.
     """
     if not config.run.is_dir():
         raise ConfigError(f"--run {config.run}: no such folder.")
+    if config.repair and not any(config.run.glob("*/stage.json")):
+        raise ConfigError(
+            f"--repair: {config.run} is no run folder: no stage has left its stage.json there; "
+            "nothing is removed."
+        )
     verification = store.Verification(config.run)
     with parallel.progress("verify", len(verification.checks), "checks") as report:
         for check in verification.checks:

@@ -1,8 +1,10 @@
 """timm modules: from a preset, from timm's own name, or from a repository of the hub that says what it is."""
 
 import difflib
+import inspect
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from timm.layers.mlp import SwiGLUPacked
 from torch import Tensor, nn
 
 from wsi_mil.encoders import hub
+from wsi_mil.encoders.keys import from_dinov2
 from wsi_mil.encoders.preset import Preset
 from wsi_mil.encoders.presets import PRESETS
 from wsi_mil.encoders.transform import PatchTransform
@@ -21,6 +24,11 @@ from wsi_mil.encoders.weights import fill, packaged_weights, read_weights
 from wsi_mil.errors import ConfigError, FormatError
 
 _FILES = ("model.safetensors", "pytorch_model.bin")
+_STATED = (
+    *("mean", "std", "input_size", "fixed_input_size", "interpolation", "num_classes", "classifier"),
+    *("first_conv", "pool_size", "crop_pct", "crop_mode", "tag"),
+)
+"""What of a description's pretrained_cfg is taken: how patches are wanted, and no place to load from."""
 _LAYERS = {"swiglu": SwiGLUPacked, "silu": nn.SiLU}
 
 
@@ -54,6 +62,8 @@ class Skeleton:
     prefix: int = 0
     """Tokens that precede the patches' where class token and mean are joined; 0: the module pools."""
     facts: Mapping[str, str] = field(default_factory=dict)
+    rename: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = dict
+    """From the names that the tensors were published under to the module's."""
 
     def pooled(self) -> nn.Module:
         """Return the module that gives one vector per patch."""
@@ -80,6 +90,7 @@ def from_preset(preset: Preset, stain: nn.Module | None) -> Skeleton:
         (preset.repo, preset.files),
         tuple(f"{part}." for part in preset.cut),
         1 + preset.registers if joined else 0,
+        rename=from_dinov2 if preset.keys == "dinov2" else dict,
     )
 
 
@@ -102,12 +113,20 @@ def from_description(repo: str, text: str, stain: nn.Module | None) -> Skeleton:
     name = f"hf-hub:{repo}"
     try:
         config = json.loads(text)
-        architecture, stated = config["architecture"], config.get("pretrained_cfg", {})
+        architecture = config["architecture"]
+        stated = {key: each for key, each in config.get("pretrained_cfg", {}).items() if key in _STATED}
         arguments = dict(config.get("model_args", {}))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"--encoder {name}: its config.json is not of a timm model ({type(error).__name__}: {error})."
         ) from error
+    # A description may choose among timm's architectures and their shapes, and name no file to load.
+    own = set(arguments) & set(inspect.signature(timm.create_model).parameters)
+    if own or not re.fullmatch(r"[\w.]+", str(architecture)):
+        raise ConfigError(
+            f"--encoder {name}: its config.json asks for {', '.join(sorted(own)) or architecture}; wanted an "
+            "architecture of timm's and its own settings."
+        )
     arguments.pop("num_classes", None)
     module = create(architecture, name, pretrained_cfg=stated, **arguments)
     return Skeleton(module, _stated(module, stain), (repo, _FILES), facts={"timm_config": text})
@@ -130,7 +149,8 @@ def create(architecture: str, name: str, **arguments: Any) -> nn.Module:
 
 def fill_from(skeleton: Skeleton, path: Path, name: str) -> None:
     """Load a local file of weights into a skeleton; raise FormatError as ``fill`` does."""
-    fill(skeleton.module, read_weights(path), str(path), name, skeleton.unused)
+    tensors = skeleton.rename(read_weights(path))
+    fill(skeleton.module, tensors, str(path), name, skeleton.unused)
 
 
 def fill_packaged(skeleton: Skeleton, name: str) -> None:
@@ -151,7 +171,7 @@ def fill_from_hub(skeleton: Skeleton, name: str, offline: bool) -> None:
         raise ConfigError(
             f"--encoder {name}: timm names no weights on the hub for it. Pass a file with --weights FILE."
         )
-    tensors = read_weights(hub.fetch(name, repo, files, offline))
+    tensors = skeleton.rename(read_weights(hub.fetch(name, repo, files, offline)))
     try:
         fill(skeleton.module, tensors, f"hf-hub:{repo}", name, skeleton.unused)
     except FormatError as error:
@@ -161,12 +181,12 @@ def fill_from_hub(skeleton: Skeleton, name: str, offline: bool) -> None:
         fill(skeleton.module, converted, f"hf-hub:{repo}", name)
 
 
-def _converted(module: nn.Module, tensors: dict[str, Tensor]) -> dict[str, Tensor] | None:
+def _converted(module: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
     """Return published tensors as timm's own conversion for this model names them, None if they do not fit.
 
     timm leaves what it does not find at its random start and says nothing; two starts tell.
     """
-    stated = dict(getattr(module, "pretrained_cfg", {})) | {"state_dict": tensors}
+    stated = dict(getattr(module, "pretrained_cfg", {})) | {"state_dict": dict(tensors)}
     results = []
     for seed in (0, 1):
         with torch.random.fork_rng(devices=[]):

@@ -69,6 +69,7 @@ def load_encoder(
     file = _local_file(name, weights, weights_dir)
     skeleton = _skeleton(name, preset, file, offline, normalizer)
     if file is not None:
+        _check_whose(file, name)
         fill_from(skeleton, file, name)
     elif name == PACKAGED:
         fill_packaged(skeleton, name)
@@ -116,6 +117,17 @@ def _local_file(name: str, weights: Path | None, weights_dir: Path | None) -> Pa
         f"--weights-dir {weights_dir}: {path.name} is missing, the weights of --encoder {name}. Make it "
         f"where there is a network with `wsi-mil encoders --download {name} --weights-dir DIR` and copy it."
     )
+
+
+def _check_whose(file: Path, name: str) -> None:
+    """Refuse a file that says it is another encoder's; some have tensors of the same names and shapes."""
+    owner = read_metadata(file).get("encoder", name)
+    if owner in PRESETS and name in PRESETS and _repo(owner) != _repo(name):
+        raise FormatError(f"--weights {file}: says that it holds the weights of {owner}; wanted {name}.")
+
+
+def _repo(name: str) -> str:
+    return PRESETS[name].repo
 
 
 def _skeleton(

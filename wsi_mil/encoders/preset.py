@@ -48,5 +48,5 @@ class Preset:
     """Parts of the architecture that are taken out; a weights file may hold them."""
     files: tuple[str, ...] = ("model.safetensors", "pytorch_model.bin")
     """Names of the weights on the hub, the first that is there is taken."""
-    keys: Literal["timm", "vit", "dinov2"] = "timm"
-    """Whose names the published tensors have: timm's, or those of transformers' ViT or DINOv2."""
+    keys: Literal["timm", "dinov2"] = "timm"
+    """Whose names the published tensors have: timm's, or those of transformers' DINOv2."""

@@ -160,6 +160,31 @@ _VITS = (
         **_KAIKO,
     ),
     Preset(
+        name="phikon",  # the timm port of owkin/phikon
+        repo="1aurent/vit_base_patch16_224.owkin_pancancer",
+        architecture="vit_base_patch16_224",
+        dim=768,
+        parameters=85_798_656,
+        licence="Owkin (NC)",
+        reference="doi:10.1101/2023.07.21.23292757; owkin/HistoSSLscaling, README; owkin/phikon, config.json",
+        mpps=(0.5,),
+        pooling="class token",
+    ),
+    Preset(
+        name="phikon-v2",
+        repo="owkin/phikon-v2",
+        architecture="vit_large_patch16_224",
+        dim=1024,
+        parameters=303_350_784,
+        licence="Owkin (NC)",
+        reference="arXiv:2409.09173; TRIDENT and slide2vec, which run the weights",
+        mpps=(0.5,),
+        pooling="class token",
+        arguments={"init_values": 1e-5},
+        files=("model.safetensors",),
+        keys="dinov2",
+    ),
+    Preset(
         name="uni",
         repo="MahmoodLab/UNI",
         architecture="vit_large_patch16_224",
@@ -298,9 +323,8 @@ PRESETS: dict[str, Preset] = {each.name: each for each in (*_CNNS, *_VITS)}
 """By name, in the order in which they are listed."""
 
 LEFT_OUT: dict[str, str] = {
-    "phikon, phikon-v2": "published for transformers, not for timm; no names mapping confirmed yet",
     "hibou-b, hibou-l": "published as transformers remote code, which would have to be run",
-    "midnight-12k": "published for transformers, not for timm",
+    "midnight-12k": "published for transformers; its SwiGLU layers' mapping to timm is not confirmed",
     "conch, conch-v1.5": "their image towers end in an attention pooler that only their own package has",
     "musk, ctranspath, chief": "architectures of their own packages, not timm's",
 }

@@ -24,7 +24,7 @@ from wsi_mil.store.problems import Problem, inside
 from wsi_mil.store.verify_files import Checked, Subject
 from wsi_mil.store.zarr_features import LocalZarr, RemoteZarr, ZarrFeatures
 
-_STAGES = ("tile", "embed", "train", "heatmap", "report")
+_STAGES = ("tile", "import", "embed", "train", "heatmap", "report")
 
 
 @dataclass

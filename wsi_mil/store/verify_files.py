@@ -146,11 +146,12 @@ def _guarded(
             checked.problems.append(subject.problem("no permission", text, advice))
         elif "update wsi-mil" in text:
             checked.problems.append(subject.problem("wrong format", text, "update wsi-mil."))
+        elif text.startswith("says it is"):  # whole, and of another program: not ours to remove
+            advice = "move it out of the run folder, if it is not wsi-mil's."
+            checked.problems.append(subject.problem("wrong format", text, advice))
         else:
             kind: Kind = "unreadable"
-            if text.startswith("says it is"):
-                kind = "wrong format"
-            elif "checksum" in text:  # zarr's own, of a chunk or of a shard's index
+            if "checksum" in text:  # zarr's own, of a chunk or of a shard's index
                 kind = "checksum"
             checked.problems.append(subject.problem(kind, text.split("; remove it")[0]))
 
@@ -185,7 +186,7 @@ def _array_problems(
         start = 0
         for rows in _blocks(node[name]):
             total.update(rows)
-            if bad < 0 and rows.dtype.kind == "f":
+            if bad < 0 and name == "features":  # a tissue_fraction is NaN where another tool did not keep it
                 wrong = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
                 bad = start + int(wrong[0]) if len(wrong) else bad
             start += len(rows)

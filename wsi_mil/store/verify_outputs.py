@@ -129,10 +129,10 @@ def check_stage(run: Path, stage: str) -> list[Problem]:
 
 def check_patches_table(run: Path, checked: Mapping[str, Checked]) -> list[Problem]:
     """Return where RUN/tile/slides.csv and the patches that are there do not agree."""
-    problems = []
+    problems, table = [], run / "tile" / "slides.csv"
     for row in _finished(run, "tile"):
         path = patches_path(run, row["slide_id"])
-        problems += _row_problems(row, str(path), path, checked.get(row["slide_id"]), "tile")
+        problems += _row_problems(row, str(path), path, checked.get(row["slide_id"]), table)
     return problems
 
 
@@ -166,21 +166,23 @@ def check_features_table(
         )
         removable = Path(where) if "://" not in where and inside(run, Path(where)) else None
         found = checked.get((names[0], slide_id)) if names else None
-        problems += _row_problems(row, where, removable, found, "embed")
+        problems += _row_problems(row, where, removable, found, run / "embed" / "slides.csv")
     return problems
 
 
 def _row_problems(
-    row: Mapping[str, str], where: str, removable: Path | None, found: Checked | None, stage: str
+    row: Mapping[str, str], where: str, removable: Path | None, found: Checked | None, table: Path
 ) -> list[Problem]:
     """Return where a row of a stage's table and the file that it is about do not agree."""
+    stage = table.parent.name
     if found is None:
         if "://" not in where and Path(where).exists():
             return []  # a link out of the run folder, which was left alone
         detail = f"{stage}/slides.csv says that it is {row['status']}"
         return [Problem(file=where, kind="missing", detail=detail, command=stage)]
-    if any(not each.is_remark for each in found.problems):
-        return []  # said already
+    said = any(not each.is_remark for each in found.problems)
+    if said or _is_newer(where, table):  # a stage wrote it and was killed before it wrote its table
+        return []
     counted, stated = row.get("patches", ""), row.get("checksum", "")
     if counted and found.patches is not None and int(counted) != found.patches:
         detail = f"{found.patches} patches; {stage}/slides.csv says {counted}"
@@ -189,6 +191,11 @@ def _row_problems(
         detail = f"its features are not those of {stage}/slides.csv"
         return [Problem(file=where, kind="checksum", detail=detail, command=stage, removable=removable)]
     return []
+
+
+def _is_newer(where: str, table: Path) -> bool:
+    path = Path(where) / "zarr.json" if Path(where).is_dir() else Path(where)
+    return "://" not in where and path.exists() and path.stat().st_mtime > table.stat().st_mtime
 
 
 def check_heatmaps_table(run: Path) -> list[Problem]:
@@ -215,5 +222,6 @@ def _finished(run: Path, stage: str) -> list[dict[str, str]]:
     return [
         row
         for row in rows
-        if row.get("status") == "done" or (row.get("status") == "skipped" and not row.get("reason"))
+        if row.get("status") == "done"
+        or (row.get("status") == "skipped" and (row.get("patches") or not row.get("reason")))
     ]
