@@ -289,3 +289,11 @@ def test_half_a_million_patches_never_sit_in_memory(tmp_path, kind):
     assert int(result.stdout) * 1024 < 128e6, f"grew by {int(result.stdout) / 1024:.0f} MiB"
     summary = store.open_features(tmp_path, "net").summary("big")
     assert (summary.patches, summary.head.dim) == (500_000, 1280)
+
+
+def test_features_of_normalised_stains_are_another_kind():
+    plain = some_features()
+    stained = replace(plain, record=plain.record | {"stain": "macenko"})
+    assert "stain" not in plain.identity
+    assert replace(plain, record=plain.record | {"stain": "none"}).identity == plain.identity
+    assert stained.identity == plain.identity | {"stain": "macenko"}

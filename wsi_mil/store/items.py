@@ -125,14 +125,18 @@ class Features:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size."""
+        """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size.
+
+        And the stain normalisation, where there was one.
+        """
+        stain = self.record.get("stain", "none")
         return {
             "encoder": self.encoder,
             "weights_digest": self.weights_digest,
             "dim": int(self.features.shape[1]),
             "mpp": self.geometry.mpp,
             "patch_px": self.geometry.patch_px,
-        }
+        } | ({} if stain == "none" else {"stain": stain})
 
 
 def check_finite(
