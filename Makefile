@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-read help demo demo-random-weights test test-slow test-gpu lint format clean
+.PHONY: bench-read bench-embed bench-embed-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-slow            tests that take minutes"
 	@echo "make test-gpu             tests that need a CUDA device"
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
+	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
+	@echo "make bench-embed-gpu      the same on a CUDA device"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -45,6 +47,12 @@ demo-random-weights: $(READY)
 bench-read: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cucim-cu13 lazy-loader
 	$(BIN)/python -m benchmarks.read --folder bench --append
+
+bench-embed: $(READY)
+	$(BIN)/python -m benchmarks.embed --folder bench --append
+
+bench-embed-gpu: $(READY)
+	$(BIN)/python -m benchmarks.embed_gpu --folder bench --append
 
 test: $(READY)
 	$(BIN)/python -m pytest
