@@ -169,3 +169,14 @@ def test_the_pointer_is_small_and_plain(tmp_path):
     pointer.write_text("{}")
     with pytest.raises(FormatError, match=r"net.json: should say at which URL"):
         store.open_features(tmp_path / "run", "net")
+
+
+def test_a_folder_elsewhere_is_known_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for url in ("large/net", f"file://{tmp_path}/large/net"):
+        features = store.open_features(Path("run"), "net", "zarr", url)
+        assert features.place == tmp_path / "large" / "net"
+        features.write(some_features())
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert store.open_features(tmp_path / "run", "net").slide_ids() == ["a b"]

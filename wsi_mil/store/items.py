@@ -143,7 +143,12 @@ def check_finite(
     slide_id: str, features: NDArray[np.float16], index: NDArray[np.int64], coords: NDArray[np.int64]
 ) -> None:
     """Raise FormatError where ``features`` (n, D) of patches ``index`` (n,) hold NaN or infinity."""
-    bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
+    step = 65_536  # a look at all of a large slide at once would need as much memory again
+    parts = [
+        start + np.flatnonzero(~np.isfinite(features[start : start + step]).all(axis=1))
+        for start in range(0, len(features), step)
+    ]
+    bad = np.concatenate(parts) if parts else np.empty(0, np.int64)
     if len(bad):
         first = int(index[bad].min())
         raise FormatError(

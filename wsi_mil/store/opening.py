@@ -4,6 +4,7 @@ Comes in: a run folder and an encoder's name. Goes out: a ``FeatureStore``; or a
 where, and what to do.
 """
 
+import os
 from pathlib import Path
 
 from wsi_mil.errors import ConfigError, FormatError, StoreError
@@ -22,6 +23,8 @@ def open_features(run: Path, encoder: str, kind: str | None = None, url: str | N
         ConfigError: there are none (without ``kind``), or those there are of another kind or elsewhere.
         FormatError, StoreError: the pointer, or the store at the URL, cannot be read.
     """
+    if url is not None and "://" not in url.removeprefix("file://"):
+        url = str(Path(url.removeprefix("file://")).absolute())  # the pointer holds from any folder
     there = _there(run, encoder)
     if len(there) > 1:
         raise ConfigError(
@@ -97,13 +100,21 @@ def _there(run: Path, encoder: str) -> dict[str, str]:
     found = {}
     folder, local = features_folder(run, encoder), features_zarr(run, encoder)
     pointer = pointer_path(run, encoder)
-    if any(path.name[0] != "." for path in folder.glob("*.h5")):
+    if _holds(folder, ".h5"):
         found["hdf5"] = str(folder)
-    if local.is_dir() and any(path.name[0] != "." for path in local.iterdir()):
+    if _holds(local, ""):
         found["zarr"] = str(local)
     if pointer.exists():
         found["pointer"] = read_pointer(pointer)["url"]
     return found
+
+
+def _holds(folder: Path, ending: str) -> bool:
+    """Tell whether a folder holds a name with that ending which is not hidden; many slides cost no more."""
+    if not folder.is_dir():
+        return False
+    with os.scandir(folder) as entries:
+        return any(each.name[0] != "." and each.name.endswith(ending) for each in entries)
 
 
 def _zarr(run: Path, encoder: str, url: str | None) -> FeatureStore:
