@@ -99,6 +99,8 @@ def test_a_download_fills_the_folder_that_an_air_gapped_site_reads(hub, trunc, w
     assert (code, err) == (0, "")
     assert f"resnet50-trunc: {folder / 'resnet50-trunc.safetensors'} (34 MB)" in out
     assert [each.name for each in folder.iterdir()] == ["resnet50-trunc.safetensors"]
+    mode = (folder / "resnet50-trunc.safetensors").stat().st_mode
+    assert mode & 0o777 == folder.stat().st_mode & 0o666, "who reads the folder reads the file"
     hub.asked.clear()
     encoder = load_encoder("resnet50-trunc", weights_dir=folder, offline=True)
     assert torch.equal(encoder.module.conv1.weight, trunc["conv1.weight"])

@@ -323,8 +323,8 @@ PRESETS: dict[str, Preset] = {each.name: each for each in (*_CNNS, *_VITS)}
 """By name, in the order in which they are listed."""
 
 LEFT_OUT: dict[str, str] = {
-    "hibou-b, hibou-l": "published as transformers remote code, which would have to be run",
-    "midnight-12k": "published for transformers; its SwiGLU layers' mapping to timm is not confirmed",
+    "hibou-b, hibou-l": "published as transformers remote code; its tensors' names are not confirmed",
+    "midnight-12k": "published for transformers; whether it resizes its positions is not confirmed",
     "conch, conch-v1.5": "their image towers end in an attention pooler that only their own package has",
     "musk, ctranspath, chief": "architectures of their own packages, not timm's",
 }

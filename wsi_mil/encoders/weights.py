@@ -70,6 +70,8 @@ def write_weights(path: Path, module: nn.Module, metadata: Mapping[str, str]) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             safetensors.torch.save_file(tensors, partial, dict(metadata))
+            # safetensors lets only its writer read; a folder of weights is for whom the folder is for.
+            partial.chmod(path.parent.stat().st_mode & 0o666)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
