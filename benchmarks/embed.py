@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -28,18 +29,26 @@ import tifffile
 import timm
 import torch
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.read import mosaic
-from wsi_mil import embed, store
-from wsi_mil.config import EmbedConfig
+from pipelines.ucsb_breast.prepare import prepare
+from wsi_mil import embed, store, tile
+from wsi_mil.config import EmbedConfig, TileConfig, from_toml
 from wsi_mil.embed.engine import Engine
 from wsi_mil.embed.precision import choose
 from wsi_mil.encoders import PACKAGED, load_encoder
 from wsi_mil.geometry import PatchGeometry, grid_l0
 
 PATCH, MPP = 224, 0.5
+UCSB = Path(__file__).parents[2] / "shared" / "data" / "ucsb_breast"
+RECIPE = Path(__file__).parents[1] / "pipelines" / "ucsb_breast" / "pipeline.toml"
 RESULTS = Path(__file__).parent / "RESULTS.md"
 LARGE, SMALL = (100, 100), (5, 10)
 """(rows, columns) of patches of the large slide and of each small one."""
@@ -195,6 +204,37 @@ def memory(folder: Path) -> float:
     return late / early - 1
 
 
+def precision(folder: Path) -> list[float]:
+    """Cosines of the UCSB fields' features to those in fp32 (lowest, median), and AUROC of a probe on each.
+
+    The probe: logistic regression on the mean of a field's features, one microarray left out at a time.
+    """
+    prepare(UCSB, folder / "ucsb")
+    run = folder / "ucsb" / "run"
+    tile.run(from_toml(TileConfig, RECIPE, slides=folder / "ucsb" / "slides", run=run))
+    labels = {row["slide_id"]: row for row in store.read_csv(folder / "ucsb" / "labels.csv")}
+    features: dict[str, dict[str, np.ndarray]] = {}
+    for each in ("fp32", "auto"):
+        embed.run(EmbedConfig(run=run, precision=each, overwrite=True))  # type: ignore[arg-type]
+        kept = store.open_features(run, PACKAGED)
+        features[each] = {name: kept.read(name).features.astype(np.float32) for name in labels}
+    scores = []
+    truth = np.array([row["label"] == "malignant" for row in labels.values()])
+    groups = [row["patient_id"] for row in labels.values()]
+    for each in ("fp32", "auto"):
+        bags = np.stack([features[each][name].mean(axis=0) for name in labels])
+        probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
+        guess = cross_val_predict(
+            probe, bags, truth, groups=groups, cv=LeaveOneGroupOut(), method="predict_proba"
+        )
+        scores.append(float(roc_auc_score(truth, guess[:, 1])))
+    pairs = [(features["fp32"][name], features["auto"][name]) for name in labels]
+    cosines = np.concatenate([
+        (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) for a, b in pairs
+    ])  # fmt: skip
+    return [float(cosines.min()), float(np.median(cosines)), *scores]
+
+
 def weights(folder: Path, encoder: str) -> Path | None:
     """Return a file of random weights (None for the packaged encoder): speed does not depend on them."""
     if encoder == PACKAGED:
@@ -238,14 +278,14 @@ def cases() -> Iterator[tuple[str, dict[str, list[object]], list[tuple[str, str,
     yield "many small slides", slides, [("200 slides of 50", "1 slide of 10,000", 0.9)]
 
 
-def measure(folder: Path, arguments: list[object]) -> float:
-    """Run one contender in a process of its own and return its patches per second."""
+def measure(folder: Path, arguments: list[object]) -> Any:
+    """Run one contender in a process of its own and return its patches per second (or what it measures)."""
     command = [sys.executable, "-m", "benchmarks.embed", "--folder", str(folder)]
     command += ["--contender", json.dumps(arguments)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{arguments}: {done.stderr[-2000:]}")
-    return float(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def compare(folder: Path, rounds: int, only: str) -> list[str]:
@@ -286,7 +326,10 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.contender:
         kind, *rest = json.loads(arguments.contender)
-        print({"field": field, "ours": ours, "alone": alone, "memory": memory}[kind](arguments.folder, *rest))
+        contenders: dict[str, Callable[..., object]] = {
+            "field": field, "ours": ours, "alone": alone, "memory": memory, "precision": precision,
+        }  # fmt: skip
+        print(json.dumps(contenders[kind](arguments.folder, *rest)))
         return
     words = make_runs(arguments.folder)
     lines = compare(arguments.folder, arguments.rounds, arguments.only)
@@ -295,6 +338,13 @@ def main() -> None:
         lines += [
             "",
             f"Memory in use after {MEMORY_SLIDES} slides against 100: {growth:+.1%} (at most +5 %).",
+        ]
+    if arguments.only in {"", "precision"} and UCSB.is_dir():
+        lowest, median, fp32, auto = measure(arguments.folder, ["precision"])
+        lines += [
+            "",
+            f"`--precision auto` against fp32, {PACKAGED} on the UCSB fields: cosine per patch at least {lowest:.5f}, "
+            f"median {median:.5f} (wanted 0.999 each); AUROC of a probe {auto:.4f} against {fp32:.4f} (within 0.005).",
         ]
     head = (
         f"`make bench-embed`: slides of {words}, patches of {PATCH}; {arguments.rounds} rounds; "

@@ -3,8 +3,8 @@
     make bench-embed-gpu       (or: python -m benchmarks.embed_gpu --folder bench --append)
 
 Needs a CUDA device. ResNet-50 and ViT-L with random weights (speed does not depend on them), patches of 224
-of the slide of 10,000 patches and of the 200 small ones that ``benchmarks.embed`` makes. "Busy" is the mean of
-``nvidia-smi``'s utilisation, asked for ten times a second while slides are embedded.
+of the slide of 10,000 patches and of the 200 small ones that ``benchmarks.embed`` makes. "Busy" is the mean
+of ``nvidia-smi``'s utilisation, asked for ten times a second while slides are embedded.
 """
 
 import argparse
@@ -124,7 +124,7 @@ def main() -> None:
                 speed, busy = end_to_end(dataclasses.replace(config))
                 rounds.append((speed, limit, speed / limit, busy))
                 print(
-                    f"{encoder}, {slides}, round {number + 1}: {speed:.0f}/s of {limit:.0f}/s, {busy:.0f} % busy"
+                    f"{encoder}, {slides}, round {number + 1}: {speed:.0f}/s of {limit:.0f}/s, {busy:.0f} %"
                 )
             speed, limit, ratio, busy = (statistics.median(each) for each in zip(*rounds, strict=True))
             lines.append(f"| {encoder} | {slides} | {speed:.0f} | {limit:.0f} | {ratio:.2f} | {busy:.0f} % |")

@@ -52,7 +52,7 @@ def run(config: EmbedConfig) -> StageResult:
             if each.reason:
                 console.print(f"left out: {each.slide_id} ({each.reason})", markup=False)
         plan.target.sweep()
-        table = Table(config.run / "embed" / "slides.csv", plan.skipped)
+        table = Table(config.run / "embed" / "slides.csv", encoder.name, plan.skipped)
         try:
             with parallel.progress("embed", plan.patches, "patches") as report:
                 seat = _Seat(table, report)
@@ -137,7 +137,8 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
-        seat.finished(outcome)
+        done_by_others = outcome.status == "skipped"
+        seat.finished(_there(plan.target, job.slide_id, outcome.reason) if done_by_others else outcome)
 
     def is_done(job: Job) -> bool:
         return plan.target.is_done(job.slide_id, job.record, config.overwrite)
@@ -183,7 +184,7 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
         plan = patches.geometry
         allowed = check_fit(encoder, plan.mpp, plan.patch_px, config.allow_mismatch) or allowed
         if target.is_done(patches.slide_id, record, config.overwrite):
-            skipped.append(Outcome(slide_id=patches.slide_id, status="skipped"))
+            skipped.append(_there(target, patches.slide_id))
         else:
             jobs.append(Job(patches, record))
     present = {path.stem for path in paths}
@@ -193,6 +194,17 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
             skipped.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
     jobs.sort(key=lambda each: -len(each.patches.coords))  # the longest does not start last
     return Plan(target, jobs, skipped, allowed)
+
+
+def _there(target: store.FeatureStore, slide_id: str, reason: str = "") -> Outcome:
+    """Return the outcome of a slide whose features are there, with what they say of themselves."""
+    summary = target.summary(slide_id)
+    facts = {
+        "patches": summary.patches,
+        "left_out": summary.left_out,
+        "checksum": summary.checksums.get("features", ""),
+    }
+    return Outcome(slide_id=slide_id, status="skipped", reason=reason, facts=facts)
 
 
 def _work_on_device(

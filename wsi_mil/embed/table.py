@@ -15,17 +15,20 @@ from wsi_mil.parallel import Outcome
 
 COLUMNS = (
     *("slide_id", "status", "seconds", "patches", "left_out", "read_wait", "compute", "write", "read_by"),
-    *("checksum", "reason"),
+    *("encoder", "checksum", "reason"),
 )
 _EVERY_S = 30.0
 
 
 class Table:
-    """What became of every slide; a slide that was skipped keeps the figures of the run that embedded it."""
+    """What became of every slide; one that was skipped keeps the figures of the run that embedded it.
 
-    def __init__(self, path: Path, outcomes: list[Outcome]) -> None:
+    The table is of one encoder: rows of another go when it is first written.
+    """
+
+    def __init__(self, path: Path, encoder: str, outcomes: list[Outcome]) -> None:
         """Begin with slides that need nothing."""
-        self._path = path
+        self._path, self._encoder = path, encoder
         self._outcomes = {each.slide_id: each for each in outcomes}
         self._lock = threading.Lock()
         self._saved = time.monotonic()
@@ -49,17 +52,17 @@ class Table:
         self._saved = time.monotonic()
         with self._alone():
             rows: dict[str, dict[str, object]] = {
-                row["slide_id"]: {**row} for row in store.read_csv(self._path)
+                row["slide_id"]: {**row}
+                for row in store.read_csv(self._path)
+                if row.get("encoder") == self._encoder
             }
             for outcome in self.outcomes():
-                row = {name: value for name, value in outcome.row().items() if name in COLUMNS}
+                row = {"encoder": self._encoder} | outcome.row()
                 before = rows.get(outcome.slide_id)
-                if outcome.status == "skipped" and before and before["status"] != "failed":
-                    row = (
-                        before
-                        | {"status": "skipped"}
-                        | ({"reason": outcome.reason} if outcome.reason else {})
-                    )
+                if outcome.status == "skipped" and before and before["checksum"] == row.get("checksum"):
+                    # The same features: what was measured when they were made still holds.
+                    row = before | {"status": "skipped"}
+                    row |= {"reason": outcome.reason} if outcome.reason else {}
                 rows[outcome.slide_id] = row
             columns_only = ({name: row.get(name, "") for name in COLUMNS} for _, row in sorted(rows.items()))
             store.write_csv(self._path, COLUMNS, columns_only)

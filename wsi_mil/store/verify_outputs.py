@@ -143,23 +143,15 @@ def check_features_table(
 
     ``checked`` is by encoder and slide.
     """
-    rows = _finished(run, "embed")
-    if not rows:
-        return []
-    try:
-        wanted = str(
-            json.loads((run / "embed" / "stage.json").read_text(encoding="utf-8"))["config"]["encoder"]
-        )
-    except (OSError, ValueError, KeyError, TypeError):
-        wanted = ""
-    names = [name for name in stores if same_encoder(name, wanted)] or (
-        list(stores) if len(stores) == 1 else []
-    )
-    places = [place(run, wanted) for place in (features_folder, features_zarr, pointer_path)]
-    if not names and any(place.exists() for place in places):
-        return []  # a link out of the run folder, or a pointer that cannot be read: said already
     problems = []
-    for row in rows:
+    for row in _finished(run, "embed"):
+        wanted = row.get("encoder") or _encoder_of_stage(run)
+        names = [name for name in stores if same_encoder(name, wanted)] or (
+            list(stores) if len(stores) == 1 else []
+        )
+        places = [place(run, wanted) for place in (features_folder, features_zarr, pointer_path)]
+        if not names and any(place.exists() for place in places):
+            continue  # a link out of the run folder, or a pointer that cannot be read: said already
         slide_id = row["slide_id"]
         where = (
             stores[names[0]].where(slide_id) if names else f"{run / 'features' / (wanted or '?')}/{slide_id}"
@@ -168,6 +160,15 @@ def check_features_table(
         found = checked.get((names[0], slide_id)) if names else None
         problems += _row_problems(row, where, removable, found, run / "embed" / "slides.csv")
     return problems
+
+
+def _encoder_of_stage(run: Path) -> str:
+    """Return the encoder of RUN/embed/stage.json, for tables that were written before they named it."""
+    try:
+        content = json.loads((run / "embed" / "stage.json").read_text(encoding="utf-8"))
+        return str(content["config"]["encoder"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _row_problems(
