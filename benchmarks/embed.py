@@ -343,8 +343,9 @@ def main() -> None:
         lowest, median, fp32, auto = measure(arguments.folder, ["precision"])
         lines += [
             "",
-            f"`--precision auto` against fp32, {PACKAGED} on the UCSB fields: cosine per patch at least {lowest:.5f}, "
-            f"median {median:.5f} (wanted 0.999 each); AUROC of a probe {auto:.4f} against {fp32:.4f} (within 0.005).",
+            f"`--precision auto` against fp32, {PACKAGED} on the UCSB fields: cosine per patch at least "
+            f"{lowest:.5f}, median {median:.5f} (wanted: 0.999 each); AUROC of a probe {auto:.4f} against "
+            f"{fp32:.4f} (wanted: within 0.005).",
         ]
     head = (
         f"`make bench-embed`: slides of {words}, patches of {PATCH}; {arguments.rounds} rounds; "

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from wsi_mil import config
-from wsi_mil.config import EmbedConfig, HeatmapConfig, TileConfig, TrainConfig
+from wsi_mil.config import EmbedConfig, HeatmapConfig, TileConfig, TrainConfig, from_toml
 from wsi_mil.errors import ConfigError
 
 
@@ -91,3 +91,10 @@ def test_toml_that_is_wrong_is_refused(tmp_path, text, words):
 def test_a_missing_toml_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="cannot be read"):
         config.from_toml(TileConfig, tmp_path / "none.toml")
+
+
+def test_overrides_of_a_file_may_be_paths(tmp_path):
+    path = tmp_path / "p.toml"
+    path.write_text("[tile]\nmpp = 1.0\n")
+    config = from_toml(TileConfig, path, slides=tmp_path, run=tmp_path / "run")
+    assert (config.slides, config.run, config.mpp) == (tmp_path, tmp_path / "run", 1.0)

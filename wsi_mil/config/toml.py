@@ -74,6 +74,8 @@ def from_toml(config_class: type[Config], path: Path, **overrides: Json) -> Conf
 
 def _typed(value: Json, annotation: str, where: str) -> Json:
     """Turn TOML's types into the field's (Path, tuple, float) and refuse what does not fit."""
+    if "Path" in annotation and isinstance(value, Path):
+        return value  # an override, which is not TOML's
     if "Path" in annotation and isinstance(value, str):
         return location(value) if "str" in annotation else Path(value)
     if "tuple" in annotation and isinstance(value, list | tuple):
