@@ -3,9 +3,9 @@
 import math
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 import cv2
@@ -63,7 +63,7 @@ def stream(
     memory_mib: int = 256,
     max_broken: float = 0.01,
     note: Callable[[str], None] | None = None,
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     """Yield the patches at level-0 (x, y) ``coords`` (N, 2) in batches, in that order.
 
     ``workers`` threads read (0: one per core) and hold at most ``memory_mib`` MiB of decoded blocks and of
@@ -81,16 +81,19 @@ def stream(
     reader = _open_reader(slide, coords, geometry, budget, note or (lambda _: None))
     broken = 0
     try:
-        for batch in _batches(reader, coords, geometry.patch_px, batch_size, ahead, workers):
-            broken += len(batch.broken)
-            if broken > max_broken * len(coords):
-                first = batch.broken[0]
-                raise SlideError(
-                    f"{slide.path}: {broken} or more of {len(coords)} patches cannot be read, more than the "
-                    f"{max_broken:.2%} that may be left out (--max-broken); patch {first.index} at level-0 "
-                    f"({first.x_l0}, {first.y_l0}), {first.where}: {first.reason}. Copy the file again."
-                )
-            yield batch
+        # Its threads end before the file is closed: the file's number may be another's a moment later.
+        with closing(_batches(reader, coords, geometry.patch_px, batch_size, ahead, workers)) as batches:
+            for batch in batches:
+                broken += len(batch.broken)
+                if broken > max_broken * len(coords):
+                    first = batch.broken[0]
+                    raise SlideError(
+                        f"{slide.path}: {broken} or more of {len(coords)} patches cannot be read, more than "
+                        f"the {max_broken:.2%} that may be left out (--max-broken); patch {first.index} at "
+                        f"level-0 ({first.x_l0}, {first.y_l0}), {first.where}: {first.reason}. Copy the file "
+                        "again."
+                    )
+                yield batch
     finally:
         reader.close()
 
@@ -177,7 +180,7 @@ class _Reading:
 
 def _batches(
     reader: PatchReader, coords: NDArray[np.int64], size: int, batch_size: int, ahead: int, workers: int
-) -> Iterator[Batch]:
+) -> Generator[Batch]:
     chunk_size = math.ceil(_CHUNK / batch_size) * batch_size  # no batch lies in two chunks
     task = max(1, min(_TASK, ahead * batch_size // (2 * workers)))
     starts = deque(range(0, len(coords), batch_size))

@@ -4,27 +4,30 @@ Comes in: the devices' names and what each process is to do. Goes out: news of a
 Processes share nothing but the run folder, so that one that dies leaves the others at work.
 """
 
+import contextlib
 import multiprocessing
-import queue
 import signal
-from collections.abc import Callable, Sequence
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import SpawnProcess
 from typing import Any
 
 from wsi_mil import parallel
 from wsi_mil.errors import WsiMilError
 from wsi_mil.parallel import Outcome
 
-_LOOK_S = 0.5  # how often silent processes are looked at
-
 Target = Callable[..., dict[str, Any]]
 
 
 class Messages:
-    """The seat of a process that is not the user's own: everything is sent there."""
+    """The seat of a process that is not the user's own: everything is sent there. For any of its threads."""
 
-    def __init__(self, channel: Any, device: str) -> None:
-        """Send through ``channel``, a queue between processes."""
-        self._channel, self._device = channel, device
+    def __init__(self, channel: Connection) -> None:
+        """Send through ``channel``, which nobody else writes to: a process that dies in it harms no other."""
+        self._channel = channel
+        self._lock = threading.Lock()
 
     def advance(self, patches: int) -> None:
         """Tell of patches that were computed."""
@@ -40,60 +43,103 @@ class Messages:
 
     def send(self, kind: str, content: Any) -> None:
         """Send anything else."""
-        self._channel.put((self._device, kind, content))
+        # Nobody listens any more when the command ends: this process is being ended too.
+        with self._lock, contextlib.suppress(BrokenPipeError):
+            self._channel.send((kind, content))
 
 
 def run_on(devices: Sequence[str], target: Target, arguments: tuple[Any, ...], seat: Any) -> dict[str, Any]:
     """Call ``target(*arguments, device, messages)`` in a process per device; return the facts each returned.
 
-    ``seat`` is told what the processes tell. A process that dies is named there; the others go on.
+    ``seat`` is told what the processes tell. A process that dies is named there; the others go on. A device
+    that is named twice has two processes.
 
     Raises:
         WsiMilError: what a process raised; the others are ended.
     """
-    # "spawn": CUDA and the threads of torch and OpenSlide do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    channel = context.Queue()
-    processes = {
-        name: context.Process(target=_enter, args=(target, arguments, name, channel), name=f"embed {name}")
-        for name in devices
-    }
     facts: dict[str, Any] = {"device": list(devices)}
-    running = set(devices)
-    for each in processes.values():
-        each.start()
+    processes: dict[Connection, SpawnProcess] = {}
     try:
+        for name, device in _named(devices):
+            receiver, process = _start(name, device, target, arguments)
+            processes[receiver] = process
+        running = dict(processes)
         while running:
-            try:
-                name, kind, content = channel.get(timeout=_LOOK_S)
-            except queue.Empty:
-                for name in [each for each in running if not processes[each].is_alive()]:
-                    code = processes[name].exitcode
-                    seat.say(f"embed: the process on {name} died (exit code {code}); the others go on")
-                    running.discard(name)
-                continue
-            if kind == "over":
-                running.discard(name)
-                facts |= {"precision": content.get("precision")} | {name: content}
-            elif kind == "error":
-                raise content
-            else:
-                getattr(seat, kind)(content)
+            ready = wait(list(running))
+            for receiver in [each for each in running if each in ready]:
+                if not _listen(receiver, running[receiver], seat, facts):
+                    del running[receiver]
     except BaseException:
         for each in processes.values():
             each.terminate()
         raise
     finally:
+        for connection in processes:
+            connection.close()  # whoever still tells something must not wait for us
         for each in processes.values():
             each.join()
     return facts
 
 
-def _enter(target: Target, arguments: tuple[Any, ...], device: str, channel: Any) -> None:
-    parallel.enter_worker()
-    signal.signal(signal.SIGTERM, _interrupt)  # leave nothing half-written
-    messages = Messages(channel, device)
+def _listen(receiver: Connection, process: SpawnProcess, seat: Any, facts: dict[str, Any]) -> bool:
+    """Take the next message of a process to the seat or the facts; False where it has ended."""
     try:
+        kind, content = receiver.recv()
+    except (EOFError, OSError):  # its end, or in the middle of a message
+        process.join()
+        if process.name not in facts:
+            seat.say(
+                f"embed: the process on {process.name} died (exit code {process.exitcode}); the others go on"
+            )
+        return False
+    if kind == "error":
+        raise content
+    if kind == "over":
+        facts |= {"precision": content.get("precision"), process.name: content}
+    else:
+        getattr(seat, kind)(content)
+    return True
+
+
+def _named(devices: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield a name for each process, and its device."""
+    seen: Counter[str] = Counter()
+    for device in devices:
+        seen[device] += 1
+        yield device if seen[device] == 1 else f"{device} ({seen[device]})", device
+
+
+def _start(
+    name: str, device: str, target: Target, arguments: tuple[Any, ...]
+) -> tuple[Connection, SpawnProcess]:
+    # "spawn": CUDA and the threads of torch and OpenSlide do not survive a fork.
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_enter, args=(target, arguments, device, sender), name=name)
+    with _without_interrupts():
+        process.start()
+    sender.close()  # so that the end of the process is the end of what it tells
+    return receiver, process
+
+
+@contextlib.contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C from their first moment on: it is the parent that ends them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _enter(target: Target, arguments: tuple[Any, ...], device: str, channel: Connection) -> None:
+    signal.signal(signal.SIGTERM, _interrupt)  # leave nothing half-written
+    messages = Messages(channel)
+    try:
+        parallel.enter_worker()
         facts = target(*arguments, device, messages)
     except WsiMilError as error:
         messages.send("error", error)
@@ -104,4 +150,5 @@ def _enter(target: Target, arguments: tuple[Any, ...], device: str, channel: Any
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     raise KeyboardInterrupt

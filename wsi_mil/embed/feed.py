@@ -8,7 +8,7 @@ import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,7 +105,7 @@ class Feed:
         self._jobs, self._read, self._readers = iter(jobs), read, readers
         self._stop = stop or threading.Event()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch]:
         """Yield batches; the reading threads end with the iteration, however that ends."""
         waiting: list[Part] = []
         ends: list[Job] = []
@@ -155,6 +155,7 @@ class Feed:
 
     def _one(self, job: Job) -> Generator["Part | Job"]:
         """Yield a slide's parts and then the slide, whose ``failure`` says if it could not be read."""
+        job.started = time.perf_counter()
         parts = self._read(job)
         with closing(parts):
             while job.failure is None:
@@ -224,7 +225,6 @@ def read_job(settings: ReadSettings, say: Callable[[str], None] | None = None) -
 
     def read(job: Job) -> Generator[Part]:
         patches = job.patches
-        job.started = time.perf_counter()
         check_inside(patches)
         with open_slide(patches.slide_path, patches.reader, patches.geometry.mpp_l0) as slide:  # type: ignore[arg-type]
             if (slide.width_l0, slide.height_l0) != (patches.geometry.width_l0, patches.geometry.height_l0):
@@ -264,10 +264,11 @@ def read_open_slide(slide: Slide, job: Job, settings: ReadSettings) -> Generator
         max_broken=settings.max_broken,
         note=note,
     )
-    for batch in batches:
-        job.broken += [dataclasses.replace(each, index=int(order[each.index])) for each in batch.broken]
-        if len(batch.index):
-            yield Part(job, order[batch.index], batch.patches)
+    with closing(batches):
+        for batch in batches:
+            job.broken += [dataclasses.replace(each, index=int(order[each.index])) for each in batch.broken]
+            if len(batch.index):
+                yield Part(job, order[batch.index], batch.patches)
 
 
 def check_inside(patches: store.Patches) -> None:

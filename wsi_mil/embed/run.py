@@ -26,7 +26,7 @@ from wsi_mil.embed.source import Source
 from wsi_mil.embed.table import Table
 from wsi_mil.embed.work import Work
 from wsi_mil.encoders import Encoder, check_fit, load_encoder
-from wsi_mil.errors import ConfigError
+from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 from wsi_mil.parallel import Outcome, StageResult, console
 
 
@@ -40,7 +40,7 @@ def run(config: EmbedConfig) -> StageResult:
         FormatError: the weights file does not fit.
         StaleOutputError: features of other settings, weights or patches are there, and ``overwrite`` is off.
     """
-    paths = sorted((config.run / "patches").glob("*.h5"))
+    paths = _patches_paths(config)
     if not paths:
         raise ConfigError(
             f"--run {config.run}: no patches in {config.run / 'patches'}; run `wsi-mil tile` first."
@@ -48,23 +48,28 @@ def run(config: EmbedConfig) -> StageResult:
     with store.stage_record(config.run, "embed", config) as record:
         encoder = _load(config)
         plan = make_plan(config, paths, encoder)
-        for each in plan.skipped:
-            if each.reason:
+        record["weights_digest"] = encoder.weights_digest
+        for each in plan.settled:
+            if each.status == "skipped" and each.reason:
                 console.print(f"left out: {each.slide_id} ({each.reason})", markup=False)
-        plan.target.sweep()
-        table = Table(config.run / "embed" / "slides.csv", encoder.name, plan.skipped)
+        _sweep(config, plan)
+        table = Table(_table_path(config), encoder.name, plan.settled)
+        run_name = f"{os.getpid()}-{time.time_ns()}"  # of this command and its processes
         try:
             with parallel.progress("embed", plan.patches, "patches") as report:
+                for each in plan.settled:
+                    if each.status == "failed":
+                        report(each)
                 seat = _Seat(table, report)
-                record["weights_digest"] = encoder.weights_digest
-                run_name = f"{os.getpid()}-{time.time_ns()}"  # of this command and its processes
                 if plan.jobs and config.devices:
                     names = tuple(f"cuda:{each}" if each.isdigit() else each for each in config.devices)
                     facts = devices.run_on(names, _work_on_device, (config, run_name), seat)
                     record.update(facts)
-                    _name_the_lost(config, plan, table)
+                    _name_the_lost(config, plan, seat)
                 elif plan.jobs:
                     record.update(work(config, plan, encoder, seat, run_name))
+            with store.Claims(_claims_folder(config, encoder.name), f"{run_name}-over") as claims:
+                claims.sweep()
         finally:
             table.save()
     return StageResult(stage="embed", output=Path(plan.target.place), outcomes=table.outcomes())
@@ -72,11 +77,14 @@ def run(config: EmbedConfig) -> StageResult:
 
 @dataclass
 class Plan:
-    """What is to be done: ``jobs``, the largest first; and the outcomes of slides that need nothing."""
+    """What is to be done: ``jobs``, the largest first.
+
+    ``settled`` are the outcomes of slides that need nothing or cannot be done.
+    """
 
     target: store.FeatureStore
     jobs: list[Job]
-    skipped: list[Outcome]
+    settled: list[Outcome]
     allowed: str
     """Words for a mismatch of encoder and patches that was allowed, or ""."""
 
@@ -137,15 +145,16 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
-        done_by_others = outcome.status == "skipped"
-        seat.finished(_there(plan.target, job.slide_id, outcome.reason) if done_by_others else outcome)
+        if outcome.status == "skipped":  # others did it
+            there = _there(plan.target, job.slide_id, outcome.reason)
+            outcome = dataclasses.replace(there, facts={**there.facts, "elsewhere": True})
+        seat.finished(outcome)
 
     def is_done(job: Job) -> bool:
         return plan.target.is_done(job.slide_id, job.record, config.overwrite)
 
-    folder = config.run / "embed" / "claims" / store.features_folder(config.run, encoder.name).name
     ready = time.perf_counter()
-    with store.Claims(folder, run_name) as claims:
+    with store.Claims(_claims_folder(config, encoder.name), run_name) as claims:
         source = Source(plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"))
         worker = Work(
             encoder=engine.encoder,
@@ -169,31 +178,47 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
 def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
     """Read all patches: what is stale, unreadable or does not fit is known before an hour of work.
 
+    A file that is damaged is its slide's failure.
+
     Raises:
-        ConfigError: the encoder does not want such patches. FormatError, StaleOutputError: see ``run``.
+        ConfigError: the encoder does not want such patches. StaleOutputError: see ``run``.
     """
     target = store.open_features(config.run, encoder.name, config.store, config.store_url)
     jobs: list[Job] = []
-    skipped: list[Outcome] = []
+    settled: list[Outcome] = []
     allowed = ""
     for path in paths:
-        patches = store.read_patches(path)
+        try:
+            patches = store.read_patches(path)
+            if patches.slide_id != path.stem:
+                raise FormatError(
+                    f"{path}: says that it is of slide {patches.slide_id}; a file's name is its slide's. "
+                    "Rename it, or remove it and run `wsi-mil tile` again."
+                )
+        except FormatError as error:
+            settled.append(Outcome(slide_id=path.stem, status="failed", reason=str(error)))
+            continue
         record = configs.record(
             config, weights_digest=encoder.weights_digest, patches_digest=patches.digest, tile=patches.record
         )
         plan = patches.geometry
         allowed = check_fit(encoder, plan.mpp, plan.patch_px, config.allow_mismatch) or allowed
-        if target.is_done(patches.slide_id, record, config.overwrite):
-            skipped.append(_there(target, patches.slide_id))
-        else:
-            jobs.append(Job(patches, record))
+        try:
+            if target.is_done(patches.slide_id, record, config.overwrite):
+                settled.append(_there(target, patches.slide_id))
+            else:
+                jobs.append(Job(patches, record))
+        except StaleOutputError:
+            raise
+        except FormatError as error:
+            settled.append(Outcome(slide_id=patches.slide_id, status="failed", reason=str(error)))
     present = {path.stem for path in paths}
     for row in store.read_csv(config.run / "tile" / "slides.csv"):
         if row["status"] == "failed" and row["slide_id"] not in present:
             reason = f"no patches, tile failed: {row['reason']}"
-            skipped.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
+            settled.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
     jobs.sort(key=lambda each: -len(each.patches.coords))  # the longest does not start last
-    return Plan(target, jobs, skipped, allowed)
+    return Plan(target, jobs, settled, allowed)
 
 
 def _there(target: store.FeatureStore, slide_id: str, reason: str = "") -> Outcome:
@@ -213,20 +238,40 @@ def _work_on_device(
     """Do the work of one of several processes."""
     config = dataclasses.replace(config, device=device, devices=())
     encoder = _load(config)
-    paths = sorted((config.run / "patches").glob("*.h5"))
-    return work(config, make_plan(config, paths, encoder), encoder, messages, run_name)
+    plan = make_plan(config, _patches_paths(config), encoder)
+    return work(config, plan, encoder, messages, run_name) if plan.jobs else {}
 
 
-def _name_the_lost(config: EmbedConfig, plan: Plan, table: Table) -> None:
+def _name_the_lost(config: EmbedConfig, plan: Plan, seat: _Seat) -> None:
     """Give every slide an outcome that died with its process before it could be told of."""
-    told = {each.slide_id for each in table.outcomes()}
+    told = {each.slide_id for each in seat.table.outcomes()}
     for job in plan.jobs:
-        if job.slide_id not in told:
-            done = plan.target.is_done(job.slide_id, job.record, config.overwrite)
-            reason = (
-                "" if done else "the process that worked on it died (out of memory, or a crash in a library)"
-            )
-            table.add(Outcome(slide_id=job.slide_id, status="done" if done else "failed", reason=reason))
+        if job.slide_id in told:
+            continue
+        if plan.target.is_done(job.slide_id, job.record, config.overwrite):
+            seat.finished(dataclasses.replace(_there(plan.target, job.slide_id), status="done"))
+        else:
+            reason = "the process that worked on it died (out of memory, or a crash in a library)"
+            seat.finished(Outcome(slide_id=job.slide_id, status="failed", reason=reason))
+
+
+def _sweep(config: EmbedConfig, plan: Plan) -> None:
+    """Remove what processes of this stage left that are gone."""
+    plan.target.sweep()
+    for folder in (config.run / "embed", config.run / "features"):
+        store.sweep(folder)
+
+
+def _patches_paths(config: EmbedConfig) -> list[Path]:
+    return sorted(path for path in (config.run / "patches").glob("*.h5") if path.name[0] != ".")
+
+
+def _table_path(config: EmbedConfig) -> Path:
+    return config.run / "embed" / "slides.csv"
+
+
+def _claims_folder(config: EmbedConfig, encoder: str) -> Path:
+    return config.run / "embed" / "claims" / store.features_folder(config.run, encoder).name
 
 
 def _load(config: EmbedConfig) -> Encoder:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 
 from wsi_mil import store
 from wsi_mil.embed.feed import Job
+from wsi_mil.errors import FormatError, StoreError
 from wsi_mil.parallel import Outcome
 
 _LOOK_S = 1.0  # how often a slide that others work on is looked at
@@ -43,12 +44,20 @@ class Source:
             for job in list(self._left):
                 if self.stop.is_set():
                     return
-                if self._claims.take(job.slide_id):
-                    self._left.remove(job)
-                    if not self._done_by_others(job):
-                        yield job
-                else:
-                    self._look_at_holder(job)
+                ours = False
+                try:
+                    if self._claims.take(job.slide_id):
+                        self._left.remove(job)
+                        ours = not self._done_by_others(job)
+                    else:
+                        self._look_at_holder(job)
+                except (
+                    StoreError,
+                    FormatError,
+                ) as error:  # the disk is full; others embed with other settings
+                    self._fail(job, str(error))
+                if ours:
+                    yield job
             if self._left and len(self._left) == before:
                 if not told:
                     who = ", ".join(sorted(set(self._others.values())))
@@ -72,6 +81,12 @@ class Source:
         if holder.alive:
             self._others[job.slide_id] = str(holder)
             return
-        self._left.remove(job)  # of this very command: what it died of may be this slide
-        reason = f"{holder} died while it worked on this slide (out of memory, or a crash in a library)"
+        # Of this very command: what it died of may be this slide.
+        self._fail(
+            job, f"{holder} died while it worked on this slide (out of memory, or a crash in a library)"
+        )
+
+    def _fail(self, job: Job, reason: str) -> None:
+        if job in self._left:
+            self._left.remove(job)
         self._finished(job, Outcome(slide_id=job.slide_id, status="failed", reason=reason))

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from wsi_mil import store
+from wsi_mil.errors import StoreError
 from wsi_mil.parallel import Outcome
 
 COLUMNS = (
@@ -30,7 +31,7 @@ class Table:
         """Begin with slides that need nothing."""
         self._path, self._encoder = path, encoder
         self._outcomes = {each.slide_id: each for each in outcomes}
-        self._lock = threading.Lock()
+        self._lock, self._saving = threading.Lock(), threading.Lock()
         self._saved = time.monotonic()
 
     def add(self, outcome: Outcome) -> None:
@@ -40,7 +41,8 @@ class Table:
             if known is None or outcome.status != "skipped":
                 self._outcomes[outcome.slide_id] = outcome
         if time.monotonic() - self._saved > _EVERY_S:
-            self.save()
+            with contextlib.suppress(StoreError):  # a full disk fails slides; the table is tried again
+                self.save()
 
     def outcomes(self) -> list[Outcome]:
         """Return all outcomes by slide id."""
@@ -48,9 +50,13 @@ class Table:
             return sorted(self._outcomes.values(), key=lambda each: each.slide_id)
 
     def save(self) -> None:
-        """Write the table; rows of slides that others work on stay."""
+        """Write the table; rows of slides that others work on stay.
+
+        Raises:
+            StoreError: the disk is full, or does not let us.
+        """
         self._saved = time.monotonic()
-        with self._alone():
+        with self._saving, store.disk_errors(self._path), self._alone():
             rows: dict[str, dict[str, object]] = {
                 row["slide_id"]: {**row}
                 for row in store.read_csv(self._path)
@@ -61,6 +67,8 @@ class Table:
                 before = rows.get(outcome.slide_id)
                 if outcome.status == "skipped" and before and before["checksum"] == row.get("checksum"):
                     # The same features: what was measured when they were made still holds.
+                    if outcome.facts.get("elsewhere"):
+                        continue  # the process that made them says it best
                     row = before | {"status": "skipped"}
                     row |= {"reason": outcome.reason} if outcome.reason else {}
                 rows[outcome.slide_id] = row

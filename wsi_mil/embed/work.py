@@ -6,7 +6,8 @@ Comes in: jobs. Goes out: features, and an ``Outcome`` for each slide.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,11 +74,12 @@ def embed_slide(
         yield from read_open_slide(slide, job, settings)
 
     feed = Feed([job], read, batch_size, readers=0)
-    for batch, values in compute(feed, engine):
-        for _, rows in batch.rows:
-            features[rows], present[rows] = values, True
-            if advance:
-                advance(len(rows))
+    with closing(compute(feed, engine)) as computed:
+        for batch, values in computed:
+            for _, rows in batch.rows:
+                features[rows], present[rows] = values, True
+                if advance:
+                    advance(len(rows))
     if job.error:
         raise job.error
     broken = tuple(sorted(job.broken, key=lambda each: each.index))
@@ -97,7 +99,7 @@ def encode(
     return engine.result()[0]
 
 
-def compute(feed: Feed, engine: Engine) -> Iterator[tuple[Batch, NDArray[np.float16]]]:
+def compute(feed: Feed, engine: Engine) -> Generator[tuple[Batch, NDArray[np.float16]]]:
     """Yield each batch of a feed with its features (n, D), in order; jobs are told the seconds they took."""
     under_way: deque[Batch] = deque()
     none = np.empty((0, engine.encoder.dim), np.float16)
@@ -113,19 +115,20 @@ def compute(feed: Feed, engine: Engine) -> Iterator[tuple[Batch, NDArray[np.floa
         return batch, features
 
     start = time.perf_counter()
-    for batch in feed:
-        waited = time.perf_counter() - start
-        for job, rows in batch.rows:
-            job.read_wait += waited * len(rows) / len(batch.patches)
-        while engine.under_way >= engine.depth:
-            yield collect()
-        if batch.rows:
-            engine.submit(batch.patches)
-        under_way.append(batch)
-        if engine.device.type == "cpu" or not batch.rows:
-            while under_way:  # the CPU computes when it is told to: nothing runs ahead
+    with closing(iter(feed)) as batches:
+        for batch in batches:
+            waited = time.perf_counter() - start
+            for job, rows in batch.rows:
+                job.read_wait += waited * len(rows) / len(batch.patches)
+            while engine.under_way >= engine.depth:
                 yield collect()
-        start = time.perf_counter()
+            if batch.rows:
+                engine.submit(batch.patches)
+            under_way.append(batch)
+            if engine.device.type == "cpu" or not batch.rows:
+                while under_way:  # the CPU computes when it is told to: nothing runs ahead
+                    yield collect()
+            start = time.perf_counter()
     while under_way:
         yield collect()
 
@@ -157,8 +160,12 @@ class Work:
         readers = 0 if self.device.type == "cpu" else _READERS
         feed = Feed(jobs, read, self.engine.batch_size, readers, stop)
         try:
-            with Writing(self.target, self._head, self.finished) as writing:
-                for batch, features in compute(feed, self.engine):
+            # However it ends, the readers end first, then the writer: none is left with a file in its hands.
+            with (
+                Writing(self.target, self._head, self.finished) as writing,
+                closing(compute(feed, self.engine)) as computed,
+            ):
+                for batch, features in computed:
                     first = 0
                     for job, rows in batch.rows:
                         writing.put(job, rows, features[first : first + len(rows)])

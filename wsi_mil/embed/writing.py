@@ -7,7 +7,7 @@ slide. A slide whose features cannot be written (NaN, a full disk) fails alone.
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from types import TracebackType
@@ -60,12 +60,19 @@ class Writing:
         """Wait for the thread; slides that have not ended by now are dropped."""
         if error is not None:
             self._error = self._error or error  # what waits in the queue is not written any more
-        self._queue.put(None)
-        self._thread.join()
+        try:
+            self._end_thread()
+        except BaseException as late:  # Ctrl-C while the last slides are written
+            self._error = self._error or late
+            self._end_thread()
         for job in list(self._open):
             self._drop(job, error or RuntimeError("the slide did not end"))
         if error is None and self._error is not None:
             raise self._error
+
+    def _end_thread(self) -> None:
+        self._queue.put(None)
+        self._thread.join()
 
     def put(self, job: Job, rows: NDArray[np.int64], features: NDArray[np.float16]) -> None:
         """Write ``features`` (n, D) of the patches ``rows`` (n,) of a job."""
@@ -102,12 +109,14 @@ class Writing:
 
     def _end(self, job: Job) -> None:
         start = time.perf_counter()
+        facts: dict[str, Any] = {}
         if job.failure is None:
             with parallel.contained(job.slide_id, job.started) as result:
                 writer = self._writer(job)
                 job.broken.sort(key=lambda each: each.index)
                 writer.leave_out([asdict(each) for each in job.broken])
                 self._open.pop(job)[0].__exit__(None, None, None)
+                facts = self._facts(job)
             job.failure = result.failure
         job.write += time.perf_counter() - start
         if job.failure is not None:
@@ -118,7 +127,7 @@ class Writing:
             slide_id=job.slide_id,
             status="done",
             seconds=time.perf_counter() - job.started,
-            facts=self._facts(job),
+            facts=facts | {"write": round(job.write, 2)},
         )
         self._finished(job, outcome)
 
@@ -135,14 +144,13 @@ class Writing:
             with parallel.contained(job.slide_id, job.started):  # it was told already; this is its end
                 opened[0].__exit__(type(error), error, error.__traceback__)
 
-    def _facts(self, job: Job) -> Mapping[str, Any]:
+    def _facts(self, job: Job) -> dict[str, Any]:
         count = len(job.patches.coords)
         return {
             "patches": count - len(job.broken),
             "left_out": len(job.broken),
             "read_wait": round(job.read_wait, 2),
             "compute": round(job.compute, 2),
-            "write": round(job.write, 2),
             "read_by": job.read_by,
             "checksum": self._target.summary(job.slide_id).checksums.get("features", ""),
             "reason": left_out_words(tuple(job.broken), count),

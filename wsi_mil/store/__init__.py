@@ -2,6 +2,7 @@
 
 from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
 from wsi_mil.store.claims import Claims, Holder
+from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.features import FeatureStore, FeaturesWriter
 from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_features, write_patches
 from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write_heatmap
@@ -34,6 +35,7 @@ __all__ = [
     "Verification",
     "atomic_file",
     "atomic_folder",
+    "disk_errors",
     "encoders_in",
     "features_folder",
     "features_path",

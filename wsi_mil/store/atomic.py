@@ -5,18 +5,20 @@ then renamed: the presence of the final name means complete. A killed process le
 behind; ``sweep`` removes those of processes that are gone.
 """
 
+import errno
 import os
 import re
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from wsi_mil.store.disk import disk_errors
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp$")
+_TRIES = 5  # to put a folder in the place of another
 
 
 def _host() -> str:
@@ -80,9 +82,16 @@ def _removed(temporary: Path) -> Iterator[None]:
 def _put_in_place(temporary: Path, path: Path) -> None:
     for each in sorted(temporary.rglob("*")):
         _flush(each)
-    aside = _step_aside(path)
-    temporary.rename(path)
-    shutil.rmtree(aside, ignore_errors=True)
+    for left in reversed(range(_TRIES)):
+        aside = _step_aside(path)
+        try:
+            temporary.rename(path)
+            break
+        except OSError as error:  # another process puts the same in place at this moment
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST} or not left:
+                raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
     _flush(path.parent)
 
 
@@ -95,7 +104,7 @@ def _step_aside(path: Path) -> Path:
     """Give a folder, if it is there, a temporary name: it can be neither replaced nor removed in one step."""
     aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
-    if path.exists():
+    with suppress(FileNotFoundError):
         path.rename(aside)
     return aside
 

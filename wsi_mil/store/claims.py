@@ -13,12 +13,12 @@ import re
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from wsi_mil.store.atomic import process_alive
+from wsi_mil.store.disk import disk_errors
 
 EXPIRY_S = 120.0
 """A claim that was not touched for so long belongs to nobody (its node is lost, or it hangs)."""
@@ -26,6 +26,7 @@ EXPIRY_S = 120.0
 _TOUCH_S = 15.0
 _PROCESS = uuid.uuid4().hex
 _NAME = re.compile(r"^(?P<slide>.+)\.claim-(?P<turn>\d+)$")
+CLOCK = re.compile(r"^\.clock-(?P<host>.+)-(?P<pid>\d+)(\.draft)?$")
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,19 @@ class Claims:
     """
 
     def __init__(self, folder: Path, run: str) -> None:
-        """Hold nothing yet; the folder is made."""
+        """Hold nothing yet; the folder is made.
+
+        Raises:
+            StoreError: the disk does not let us.
+        """
         self._folder, self._run = folder, run
         self._held: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        folder.mkdir(parents=True, exist_ok=True)
         self._clock = folder / f".clock-{_host()}-{os.getpid()}"
+        with disk_errors(self._clock):
+            folder.mkdir(parents=True, exist_ok=True)
+            self._clock.touch()
         self._keeper = threading.Thread(target=self._keep, name="claims", daemon=True)
 
     def __enter__(self) -> "Claims":
@@ -73,16 +80,24 @@ class Claims:
         self._keeper.join()
         for slide_id in list(self._held):
             self.give_back(slide_id)
-        self._clock.unlink(missing_ok=True)
+        _remove(self._clock)
 
     def take(self, slide_id: str) -> bool:
-        """Claim a slide; tell whether it is ours now. The caller then looks whether it is already done."""
-        turns = self._turns(slide_id)
-        holder = self.holder(slide_id)
+        """Claim a slide; tell whether it is ours now. The caller then looks whether it is already done.
+
+        Raises:
+            StoreError: the disk is full, or does not let us.
+        """
+        turn = max(self._turns(slide_id), default=0)
+        holder = self._holder(slide_id, turn)
         if holder is not None and (holder.alive or holder.run == self._run):
             return False
-        path = self._path(slide_id, max(turns, default=0) + 1)
-        if not self._create(path):
+        path = self._path(slide_id, turn + 1)
+        with disk_errors(path):
+            if not self._create(path):
+                return False
+        if self._holder(slide_id, turn) != holder:
+            _remove(path)  # another took it over and gave it back meanwhile: the turns begin anew
             return False
         with self._lock:
             self._held[slide_id] = path
@@ -97,20 +112,40 @@ class Claims:
         own = int(path.name.rpartition("-")[2])
         for turn in sorted(self._turns(slide_id)):
             if turn <= own:
-                self._path(slide_id, turn).unlink(missing_ok=True)
+                _remove(self._path(slide_id, turn))
+
+    def sweep(self) -> None:
+        """Remove what processes that are gone left in the folder.
+
+        Each claim is taken over first, as ever, so that others may do the same at the same time.
+        """
+        for slide_id in {match["slide"] for match in map(_NAME.match, _names(self._folder)) if match}:
+            holder = self.holder(slide_id)
+            if holder is not None and not holder.alive and self.take(slide_id):
+                self.give_back(slide_id)
+        for name in _names(self._folder):
+            clock = CLOCK.match(name)
+            if clock and clock["host"] == _host() and not process_alive(int(clock["pid"])):
+                _remove(self._folder / name)
 
     def holder(self, slide_id: str) -> Holder | None:
         """Return who holds a slide, or None."""
-        turn = max(self._turns(slide_id), default=0)
+        return self._holder(slide_id, max(self._turns(slide_id), default=0))
+
+    def _holder(self, slide_id: str, turn: int) -> Holder | None:
         if not turn:
             return None
         path = self._path(slide_id, turn)
         try:
             age = self._now() - path.stat().st_mtime
-            content = json.loads(path.read_text(encoding="utf-8") or "{}")
-        except (OSError, ValueError):
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
             return None  # given back this moment
-        host, pid = str(content.get("host", "")), int(content.get("pid", 0))
+        try:
+            content = json.loads(text)
+            host, pid = str(content["host"]), int(content["pid"])
+        except (ValueError, KeyError, TypeError):
+            content, host, pid = {}, "an unknown computer", 0  # being written, or was never: it expires
         # Our own number without our mark is an earlier process's: each container has a process 1.
         before = pid == os.getpid() and content.get("process") != _PROCESS
         gone = host == _host() and (before or not process_alive(pid))
@@ -135,8 +170,11 @@ class Claims:
                     file.write(content)
             except FileExistsError:
                 return False
+            except OSError:
+                _remove(path)  # it was made and could not be filled
+                raise
         finally:
-            draft.unlink(missing_ok=True)
+            _remove(draft)
         return True
 
     def _turns(self, slide_id: str) -> list[int]:
@@ -150,8 +188,9 @@ class Claims:
 
     def _now(self) -> float:
         """Return the time by the clock of the folder's file system, which may be another machine's."""
-        self._clock.touch()
-        return self._clock.stat().st_mtime
+        with disk_errors(self._clock):
+            self._clock.touch()
+            return self._clock.stat().st_mtime
 
     def _keep(self) -> None:
         while not self._stop.wait(_TOUCH_S):
@@ -162,10 +201,14 @@ class Claims:
                     os.utime(path)
 
 
-def _names(folder: Path) -> Iterator[str]:
+def _names(folder: Path) -> list[str]:
     with os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry.name
+        return [entry.name for entry in entries]
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):  # gone, or the disk does not let us: then it expires
+        path.unlink()
 
 
 def _host() -> str:

@@ -1,19 +1,18 @@
 """What crashes leave in a run: temporary names whose process is gone, and claims that nobody holds."""
 
-import re
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from wsi_mil.store import atomic
+from wsi_mil.store.claims import CLOCK
 from wsi_mil.store.problems import Problem, inside
 
 CLAIM_SECONDS = 600
 """A claim on a slide that nobody has renewed for so long is a dead process's."""
 _ELSEWHERE_SECONDS = 3600  # of another computer, whose processes we cannot see
 _CLAIMS = "*.claim-*"
-_CLOCK = re.compile(r"^\.clock-(?P<host>.+)-(?P<pid>\d+)(\.draft)?$")
 
 
 def leftovers(run: Path) -> list[Problem]:
@@ -50,7 +49,7 @@ def _dead(path: Path) -> str:
             if age > _ELSEWHERE_SECONDS
             else ""
         )
-    clock = _CLOCK.match(path.name) if path.parent.parent.name == "claims" else None
+    clock = CLOCK.match(path.name) if path.parent.parent.name == "claims" else None
     if clock:
         here = clock["host"] == (socket.gethostname() or "localhost")
         gone = not atomic.process_alive(int(clock["pid"])) if here else _age(path) > _ELSEWHERE_SECONDS
