@@ -138,15 +138,17 @@ def _without_interrupts() -> Iterator[None]:
 def _enter(target: Target, arguments: tuple[Any, ...], device: str, channel: Connection) -> None:
     signal.signal(signal.SIGTERM, _interrupt)  # leave nothing half-written
     messages = Messages(channel)
+    last: tuple[str, Any]
     try:
-        parallel.enter_worker()
-        facts = target(*arguments, device, messages)
-    except WsiMilError as error:
-        messages.send("error", error)
+        try:
+            parallel.enter_worker()
+            last = "over", target(*arguments, device, messages)
+        except WsiMilError as error:
+            last = "error", error
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is open any more
+        messages.send(*last)
     except KeyboardInterrupt:
         pass
-    else:
-        messages.send("over", facts)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -47,6 +47,7 @@ class Writing:
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(_WAITING)
         self._open: dict[Job, _Open] = {}
         self._error: BaseException | None = None
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._work, name="write", daemon=True)
 
     def __enter__(self) -> "Writing":
@@ -58,21 +59,22 @@ class Writing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Wait for the thread; slides that have not ended by now are dropped."""
-        if error is not None:
-            self._error = self._error or error  # what waits in the queue is not written any more
         try:
-            self._end_thread()
+            self._finish(error)
         except BaseException as late:  # Ctrl-C while the last slides are written
-            self._error = self._error or late
-            self._end_thread()
-        for job in list(self._open):
-            self._drop(job, error or RuntimeError("the slide did not end"))
+            self._finish(late)
+            raise
         if error is None and self._error is not None:
             raise self._error
 
-    def _end_thread(self) -> None:
+    def _finish(self, error: BaseException | None) -> None:
+        if error is not None:
+            self._error = self._error or error  # what waits in the queue is not written any more
         self._queue.put(None)
-        self._thread.join()
+        # Not join(): one that Ctrl-C interrupts takes the thread for ended from then on (Python before 3.13).
+        self._ended.wait()
+        for job in list(self._open):
+            self._drop(job, error or RuntimeError("the slide did not end"))
 
     def put(self, job: Job, rows: NDArray[np.int64], features: NDArray[np.float16]) -> None:
         """Write ``features`` (n, D) of the patches ``rows`` (n,) of a job."""
@@ -95,6 +97,7 @@ class Writing:
                 step()
             except BaseException as error:  # raised where the next is given
                 self._error = error
+        self._ended.set()
 
     def _put(self, job: Job, rows: NDArray[np.int64], features: NDArray[np.float16]) -> None:
         if job.failure:

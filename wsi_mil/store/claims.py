@@ -76,6 +76,13 @@ class Claims:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Give everything back."""
+        try:
+            self._give_all_back()
+        except BaseException:  # Ctrl-C once more
+            self._give_all_back()
+            raise
+
+    def _give_all_back(self) -> None:
         self._stop.set()
         self._keeper.join()
         for slide_id in list(self._held):
