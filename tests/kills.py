@@ -33,8 +33,8 @@ from wsi_mil.config import TileConfig, VerifyConfig
 ENCODER = "test_resnet"
 SLIDES = 12
 EVENTS = {
-    "open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.utime", "os.scandir",
-    "shutil.rmtree", "fcntl.flock",
+    "open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.utime",
+    "os.scandir", "shutil.rmtree", "fcntl.flock",
 }  # fmt: skip
 
 
@@ -54,7 +54,19 @@ def make_run(folder):
 
 def command(run, kind, *more):
     weights = run.parent / "tiny.safetensors"
-    words = ("embed", "--run", run, "--encoder", ENCODER, "--weights", weights, "--device", "cpu", "--store", kind)
+    words = (
+        "embed",
+        "--run",
+        run,
+        "--encoder",
+        ENCODER,
+        "--weights",
+        weights,
+        "--device",
+        "cpu",
+        "--store",
+        kind,
+    )
     return [*map(str, words), "--workers", "1", "--batch-size", "4", *more]
 
 
@@ -81,13 +93,11 @@ def forked(function, log):
 def embed_child(arguments, counted=None, at=None, how=signal.SIGKILL):
     """Run the command; write how many file operations it did, or die before the one numbered ``at``."""
     seen = 0
-    names = []
 
     def hook(event, _):
         nonlocal seen
         if event in EVENTS:
             seen += 1
-            names.append(event)
             if seen == at:
                 os.kill(os.getpid(), how)
 
@@ -161,62 +171,63 @@ def look_and_resume(run, kind, reference, arguments, clean, overwrite, max_broke
     return 0
 
 
+def undisturbed(tiled, kind, log):
+    """Embed a copy of the run; return it, the seconds, and how many file operations there were."""
+    whole, counted = tiled.with_name(f"whole-{kind}"), tiled.with_name(f"counted-{kind}")
+    shutil.copytree(tiled, whole)
+    start = time.monotonic()
+    pid = forked(lambda: embed_child(command(whole, kind), counted), log)
+    assert wait_for(pid) == 0, log.read_text()
+    return whole, time.monotonic() - start, json.loads(counted.read_text())
+
+
+def killed(rng, arguments, how, seconds, operations, log):
+    """Start the command and kill it, by the clock or at a file operation; return its exit code."""
+    by_time, moment, at = rng.random() < 0.4, rng.uniform(0, seconds), rng.randrange(1, operations + 1)
+    pid = forked(lambda: embed_child(arguments, None, None if by_time else at, how), log)
+    if by_time:
+        time.sleep(moment)
+        os.kill(pid, how)
+    return wait_for(pid)
+
+
+def once(rng, number, tiled, wholes, log):
+    """Kill, look and resume; return what was done, as a word for each choice."""
+    kind = ("hdf5", "zarr")[number % 2]
+    how = signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL
+    overwrite = rng.random() < 0.25
+    max_broken = 0.02 if overwrite else 0.01
+    whole, seconds, operations = wholes[kind]
+    run = tiled.with_name("run")
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(whole if overwrite else tiled, run)
+    arguments = command(run, kind, "--max-broken", str(max_broken), *(["--overwrite"] if overwrite else []))
+    codes = [killed(rng, arguments, how, seconds, operations, log) for _ in range(rng.choice((1, 1, 2)))]
+    assert set(codes) <= {-9, -15, 130, 0}, (codes, log.read_text()[-3000:])
+    done = len(list((run / "features").glob("*/s*")))
+    words = f"{number} {kind} {how.name} {codes} {done} done{' overwriting' if overwrite else ''}"
+    print(f"{words}, {len(temporary(run))} left over", flush=True)
+    clean = all(code in {130, 0} for code in codes)
+    pid = forked(
+        lambda: look_and_resume(
+            run, kind, features_of(whole, kind), arguments, clean, overwrite, max_broken
+        ), log,
+    )  # fmt: skip
+    assert wait_for(pid, 300) == 0, (words, log.read_text()[-6000:])
+    return f"{kind} {how.name} {codes}{' overwriting' if overwrite else ''}"
+
+
 def main(folder, count, seed):
     folder.mkdir(parents=True)
-    log = folder / "log"
+    log, tiled = folder / "log", folder / "tiled"
     pid = forked(lambda: make_run(folder) and 0, log)  # this process keeps without threads
     assert wait_for(pid, 300) == 0, log.read_text()
-    tiled = folder / "tiled"
-    reference, seconds, operations, whole = {}, {}, {}, {}
-    for kind in ("hdf5", "zarr"):
-        whole[kind] = folder / f"whole-{kind}"
-        shutil.copytree(tiled, whole[kind])
-        counted = folder / "counted"
-        start = time.monotonic()
-        assert wait_for(forked(lambda: embed_child(command(whole[kind], kind), counted), log)) == 0, log.read_text()
-        seconds[kind], operations[kind] = time.monotonic() - start, json.loads(counted.read_text())
-    print(f"undisturbed: {seconds} s, {operations} file operations", flush=True)
+    wholes = {kind: undisturbed(tiled, kind, log) for kind in ("hdf5", "zarr")}
+    print("undisturbed:", {kind: each[1:] for kind, each in wholes.items()}, flush=True)
     rng = random.Random(seed)
-    tally = Counter()
-    for number in range(count):
-        kind = ("hdf5", "zarr")[number % 2]
-        how = signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL
-        overwrite = rng.random() < 0.25
-        max_broken = 0.02 if overwrite else 0.01
-        run = folder / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(whole[kind] if overwrite else tiled, run)
-        more = ["--max-broken", str(max_broken), *(["--overwrite"] if overwrite else [])]
-        arguments = command(run, kind, *more)
-        codes = []
-        for _ in range(rng.choice((1, 1, 2))):
-            by_time = rng.random() < 0.4
-            moment, at = rng.uniform(0, seconds[kind]), rng.randrange(1, operations[kind] + 1)
-            if by_time:
-                pid = forked(lambda: embed_child(arguments), log)
-                time.sleep(moment)
-                os.kill(pid, how)
-            else:
-                pid = forked(lambda: embed_child(arguments, None, at, how), log)  # noqa: B023
-            codes.append(wait_for(pid))
-        assert set(codes) <= {-9, -15, 130, 0}, (codes, log.read_text()[-3000:])
-        left = temporary(run)
-        done = len(list((run / "features").glob("*/s*")))
-        words = f"{number} {kind} {'SIGTERM' if how == signal.SIGTERM else 'SIGKILL'} {codes} {done} done"
-        print(f"{words}{' overwriting' if overwrite else ''}, {len(left)} left over", flush=True)
-        tally[kind, how.name, tuple(codes)] += 1
-        clean = all(code in {130, 0} for code in codes)
-        if not reference.get(kind):
-            reference[kind] = whole[kind]
-        checked = forked(
-            lambda: look_and_resume(
-                run, kind, features_of(whole[kind], kind), arguments, clean, overwrite, max_broken  # noqa: B023
-            ),
-            log,
-        )
-        code = wait_for(checked, 300)
-        assert code == 0, (number, words, log.read_text()[-6000:])
-    print(json.dumps({" ".join(map(str, key)): value for key, value in sorted(tally.items(), key=str)}))
+    tally = Counter(once(rng, number, tiled, wholes, log) for number in range(count))
+    for words, times in sorted(tally.items()):
+        print(f"{times:4} x {words}")
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ import safetensors.torch
 import timm
 import torch
 
-from tests.conftest import draw_slide
 from pipelines.pyramid import write_pyramid
+from tests.conftest import draw_slide
 from wsi_mil import embed, store, tile, verify
 from wsi_mil.config import EmbedConfig, TileConfig, VerifyConfig
 
@@ -89,7 +89,14 @@ class Driver:
         self.processes = []
 
     def start(self, *more, expiry=60.0, slow=0.15):
-        words = [sys.executable, self.gate / "driver.py", self.gate, expiry, slow, *command(self.cohort, self.run)]
+        words = [
+            sys.executable,
+            self.gate / "driver.py",
+            self.gate,
+            expiry,
+            slow,
+            *command(self.cohort, self.run),
+        ]
         with (self.gate / f"out-{len(self.processes)}").open("w") as log:
             process = subprocess.Popen(
                 [*map(str, words), *more], cwd=Path(__file__).parents[1], stdout=log,
@@ -120,7 +127,17 @@ def until(condition, seconds=60):
 
 
 def command(cohort, run):
-    words = ("embed", "--run", run, "--encoder", TINY, "--weights", cohort / "tiny.safetensors", "--workers", 1)
+    words = (
+        "embed",
+        "--run",
+        run,
+        "--encoder",
+        TINY,
+        "--weights",
+        cohort / "tiny.safetensors",
+        "--workers",
+        1,
+    )
     return list(map(str, words))
 
 
@@ -135,7 +152,7 @@ def driver(cohort, run, tmp_path):
 
 
 def check_whole(cohort, run):
-    """The run's features are those of an undisturbed one, verify is clean, and every slide has its figures."""
+    """The run's features are those of an undisturbed one, verify is clean, every slide has its figures."""
     found, wanted = (store.open_features(each, TINY, "hdf5") for each in (run, cohort / "whole"))
     assert found.slide_ids() == wanted.slide_ids()
     rows = {row["slide_id"]: row for row in store.read_csv(run / "embed" / "slides.csv")}

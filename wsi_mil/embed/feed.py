@@ -22,6 +22,7 @@ from wsi_mil.errors import FormatError, SlideError
 from wsi_mil.parallel import Outcome
 from wsi_mil.slide import Slide, fingerprint, open_slide
 
+_LOOK_S = 0.5  # how often an interrupt is looked for while nothing comes
 _WAITING = 3  # parts of slides that were read and not yet asked for
 
 
@@ -99,9 +100,14 @@ class Feed:
         batch_size: int,
         readers: int,
         stop: threading.Event | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
-        """Read nothing yet. ``stop`` is set when the iteration ends: ``jobs`` may wait for something else."""
+        """Read nothing yet. ``stop`` is set when the iteration ends: ``jobs`` may wait for something else.
+
+        ``check`` is called while nothing comes: what it raises ends the iteration.
+        """
         self.batch_size = batch_size
+        self._check = check
         self._jobs, self._read, self._readers = iter(jobs), read, readers
         self._stop = stop or threading.Event()
 
@@ -207,7 +213,11 @@ class Feed:
         try:
             running = len(threads)
             while running:
-                event = events.get()
+                try:
+                    event = events.get(timeout=_LOOK_S)
+                except queue.Empty:
+                    self._check()
+                    continue
                 if event is over:
                     running -= 1
                 elif isinstance(event, BaseException):

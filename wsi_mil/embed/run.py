@@ -21,6 +21,7 @@ from wsi_mil.device import pick_device
 from wsi_mil.embed import devices
 from wsi_mil.embed.engine import Engine
 from wsi_mil.embed.feed import Job, ReadSettings, read_job
+from wsi_mil.embed.interrupts import held_back
 from wsi_mil.embed.precision import Precision, choose
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.table import Table
@@ -154,8 +155,10 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         return plan.target.is_done(job.slide_id, job.record, config.overwrite)
 
     ready = time.perf_counter()
-    with store.Claims(_claims_folder(config, encoder.name), run_name) as claims:
-        source = Source(plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"))
+    with held_back() as check, store.Claims(_claims_folder(config, encoder.name), run_name) as claims:
+        source = Source(
+            plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"), check
+        )
         worker = Work(
             encoder=engine.encoder,
             device=device,
@@ -167,7 +170,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
             finished=finished,
         )
         read = read_job(settings, lambda words: seat.say(f"embed: some slides are {words}"))
-        worker.run(source, read, source.stop)
+        worker.run(source, read, source.stop, check)
     facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
     facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
     if engine.batch_size < config.batch_size:

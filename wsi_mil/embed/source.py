@@ -18,8 +18,8 @@ _LOOK_S = 1.0  # how often a slide that others work on is looked at
 class Source:
     """Iterate over it for jobs; None says that the next one depends on others.
 
-    ``stop`` ends the waiting. ``finished`` is called for slides that others did. ``is_done`` tells whether a
-    job's features are there.
+    ``stop`` ends the waiting, as does what ``check`` raises. ``finished`` is called for slides that others
+    did. ``is_done`` tells whether a job's features are there.
     """
 
     def __init__(
@@ -29,11 +29,13 @@ class Source:
         is_done: Callable[[Job], bool],
         finished: Callable[[Job, Outcome], None],
         say: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Take nothing yet."""
         self.stop = threading.Event()
         self._left = list(jobs)
         self._claims, self._is_done, self._finished, self._say = claims, is_done, finished, say
+        self._check = check
         self._others: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Job | None]:
@@ -64,6 +66,7 @@ class Source:
                     self._say(f"waiting for {len(self._left)} slides that {who} work on")
                     told = True
                 yield None
+                self._check()
                 self.stop.wait(_LOOK_S)
 
     def _done_by_others(self, job: Job) -> bool:

@@ -150,15 +150,19 @@ class Work:
     advance: Callable[[int], None]
     finished: Callable[[Job, Outcome], None]
 
-    def run(self, jobs: Iterable[Job | None], read: Reader, stop: threading.Event) -> None:
+    def run(
+        self, jobs: Iterable[Job | None], read: Reader, stop: threading.Event, check: Callable[[], None]
+    ) -> None:
         """Embed every job and write its features; ``stop`` is what the source of the jobs looks at.
+
+        ``check`` is called between batches, and while one is waited for: what it raises ends the work.
 
         Raises:
             ConfigError: the device's memory does not suffice for a single patch.
         """
         # A CPU that computes reads in between, with all its cores: threads that read beside it cost more.
         readers = 0 if self.device.type == "cpu" else _READERS
-        feed = Feed(jobs, read, self.engine.batch_size, readers, stop)
+        feed = Feed(jobs, read, self.engine.batch_size, readers, stop, check)
         try:
             # However it ends, the readers end first, then the writer: none is left with a file in its hands.
             with (
@@ -166,6 +170,7 @@ class Work:
                 closing(compute(feed, self.engine)) as computed,
             ):
                 for batch, features in computed:
+                    check()
                     first = 0
                     for job, rows in batch.rows:
                         writing.put(job, rows, features[first : first + len(rows)])
