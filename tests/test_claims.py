@@ -114,3 +114,39 @@ def test_of_several_that_try_one_succeeds(tmp_path):
         each.join()
     assert sorted(taken) == sorted({f"s{k}" for k in range(60)})
     assert not list(tmp_path.glob("*claim*"))
+
+
+def test_what_crashes_left_is_swept_and_the_living_keep_theirs(tmp_path):
+    left_behind(tmp_path, "dead")
+    left_behind(tmp_path, "dead", turn=2)
+    left_behind(tmp_path, "elsewhere", host="another", pid=1)
+    (tmp_path / "torn.claim-1").write_text('{"host"')
+    os.utime(tmp_path / "torn.claim-1", (1000, 1000))
+    (tmp_path / f".clock-{claims._host()}-{gone_pid()}").touch()
+    (tmp_path / f".clock-{claims._host()}-{gone_pid()}.draft").touch()
+    with Claims(tmp_path, "one") as one:
+        assert one.take("mine")
+        with Claims(tmp_path, "two") as two:
+            two.sweep()
+        assert [each.name for each in sorted(tmp_path.glob("*.claim-*"))] == [
+            "elsewhere.claim-1", "mine.claim-1",
+        ]  # fmt: skip
+    assert [each.name for each in tmp_path.iterdir()] == ["elsewhere.claim-1"]
+
+
+def test_a_claim_that_was_given_back_while_it_was_taken_over_is_not_ours(tmp_path, monkeypatch):
+    """Between our look and our file another took over, gave back, and a third took the slide afresh."""
+    left_behind(tmp_path, "a")
+    with Claims(tmp_path, "ours") as ours, Claims(tmp_path, "third") as third:
+        create = ours._create
+
+        def late(path):
+            (tmp_path / "a.claim-1").unlink()
+            assert third.take("a")
+            return create(path)
+
+        monkeypatch.setattr(ours, "_create", late)
+        assert not ours.take("a")
+        holder = ours.holder("a")
+        assert holder is not None
+        assert holder.run == "third"

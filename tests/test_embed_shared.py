@@ -183,6 +183,7 @@ def test_two_processes_share_a_run(cohort, run, driver):
     assert statuses == {"done": SLIDES}
 
 
+@pytest.mark.slow
 def test_both_killed_half_way_a_third_finishes(cohort, run, driver):
     driver.start(), driver.start()
     driver.go(2)
@@ -197,6 +198,7 @@ def test_both_killed_half_way_a_third_finishes(cohort, run, driver):
     check_whole(cohort, run)
 
 
+@pytest.mark.slow
 def test_one_killed_half_way_the_other_takes_over(cohort, run, driver):
     one, other = driver.start(), driver.start()
     driver.go(2)
@@ -207,6 +209,7 @@ def test_one_killed_half_way_the_other_takes_over(cohort, run, driver):
     check_whole(cohort, run)
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_taken_over_and_may_wake_up(cohort, run, driver):
     one, other = (driver.start(expiry=1.5) for _ in range(2))
     driver.go(2)
@@ -237,6 +240,7 @@ def alive(pids):
     return [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.slow
 def test_devices_give_the_same_features_and_news_of_both(cohort, run, driver):
     driver.start("--devices", "cpu,cpu")
     driver.go(1)
@@ -251,6 +255,7 @@ def test_devices_give_the_same_features_and_news_of_both(cohort, run, driver):
     assert {"cpu", "cpu (2)"} <= stage.keys(), "both were at work"
 
 
+@pytest.mark.slow
 def test_a_device_process_that_is_killed_is_named_and_its_slide_fails(cohort, run, driver):
     command = driver.start("--devices", "cpu,cpu", slow=0.6)
     driver.go(1)
@@ -286,8 +291,15 @@ def test_a_device_that_does_not_exist_ends_the_command(cohort, run, driver):
     check_whole(cohort, run)
 
 
-@pytest.mark.parametrize("devices", [(), ("--devices", "cpu,cpu")], ids=["one", "two"])
-@pytest.mark.parametrize("early", [True, False], ids=["early", "half-way"])
+@pytest.mark.parametrize(
+    ("devices", "early"),
+    [
+        pytest.param((), False, id="one"),
+        pytest.param(("--devices", "cpu,cpu"), False, id="two"),
+        pytest.param((), True, id="one, early", marks=pytest.mark.slow),
+        pytest.param(("--devices", "cpu,cpu"), True, id="two, early", marks=pytest.mark.slow),
+    ],
+)
 def test_ctrl_c_leaves_nothing_half_written(cohort, run, driver, devices, early):
     command = driver.start(*devices)
     driver.go(1)
