@@ -2,9 +2,10 @@
 
     python -m tests.kills FOLDER COUNT SEED
 
-Draws a dozen small slides in FOLDER, embeds them undisturbed, and then COUNT times: a child is killed at a
-random moment or before a random file operation, verify looks at what it left, a second child resumes. Prints
-a line per kill and exits with 1 at the first thing that is not as it should be.
+Draws a dozen small slides in FOLDER, embeds them undisturbed, and then until COUNT kills have come before
+the end: a child is killed at a random moment or before a random file operation, or two one after the other are;
+verify looks at what is left, and another child resumes. Prints a line per resume and exits with 1 at the first
+thing that is not as it should be.
 """
 
 import json
@@ -192,7 +193,7 @@ def killed(rng, arguments, how, seconds, operations, log):
 
 
 def once(rng, number, tiled, wholes, log):
-    """Kill, look and resume; return what was done, as a word for each choice."""
+    """Kill, look and resume; return what was done in words, and how many kills came before the end."""
     kind = ("hdf5", "zarr")[number % 2]
     how = signal.SIGTERM if rng.random() < 0.25 else signal.SIGKILL
     overwrite = rng.random() < 0.25
@@ -214,7 +215,7 @@ def once(rng, number, tiled, wholes, log):
         ), log,
     )  # fmt: skip
     assert wait_for(pid, 300) == 0, (words, log.read_text()[-6000:])
-    return f"{kind} {how.name} {codes}{' overwriting' if overwrite else ''}"
+    return f"{kind} {how.name} {codes}{' overwriting' if overwrite else ''}", sum(code != 0 for code in codes)
 
 
 def main(folder, count, seed):
@@ -225,9 +226,15 @@ def main(folder, count, seed):
     wholes = {kind: undisturbed(tiled, kind, log) for kind in ("hdf5", "zarr")}
     print("undisturbed:", {kind: each[1:] for kind, each in wholes.items()}, flush=True)
     rng = random.Random(seed)
-    tally = Counter(once(rng, number, tiled, wholes, log) for number in range(count))
+    tally: Counter[str] = Counter()
+    kills = resumes = 0
+    while kills < count:
+        words, hit = once(rng, resumes, tiled, wholes, log)
+        kills, resumes = kills + hit, resumes + 1
+        tally[words] += 1
     for words, times in sorted(tally.items()):
         print(f"{times:4} x {words}")
+    print(f"{kills} kills, {resumes} resumes")
 
 
 if __name__ == "__main__":
