@@ -3,9 +3,9 @@
     python -m tests.kills FOLDER COUNT SEED
 
 Draws a dozen small slides in FOLDER, embeds them undisturbed, and then until COUNT kills have come before
-the end: a child is killed at a random moment or before a random file operation, or two one after the other are;
-verify looks at what is left, and another child resumes. Prints a line per resume and exits with 1 at the first
-thing that is not as it should be.
+the end: a child is killed at a random moment or before a random file operation, or two one after the other;
+verify looks at what is left, and another child resumes. Prints a line per resume and exits with 1 at the
+first thing that is not as it should be.
 """
 
 import json
