@@ -81,7 +81,7 @@ def make_runs(folder: Path) -> str:
     make_run(folder / "run-small", {each.stem: each for each in small}, SMALL)
     many = {f"m{number:03d}": small[number % len(small)] for number in range(MEMORY_SLIDES)}
     make_run(folder / "run-memory", many, SMALL)
-    for count in (640, 2560):
+    for count in (256, 1024):
         make_run(folder / f"run-{count}", {"large": large}, LARGE, count)
     words.write_text(text)
     return text
@@ -251,7 +251,7 @@ def weights(folder: Path, encoder: str) -> Path | None:
 
 def cases() -> Iterator[tuple[str, dict[str, list[object]], list[tuple[str, str, float | None]]]]:
     """Yield (name, contenders by name, ratios: what, against what, must reach)."""
-    for encoder, count, wanted in (("resnet50", 640, 3.5), (PACKAGED, 2560, 4.0)):
+    for encoder, count, wanted in (("resnet50", 256, 3.5), (PACKAGED, 1024, 4.0)):
         contenders: dict[str, list[object]] = {
             f"field, batch {batch}": ["field", encoder, batch, count] for batch in (256, 64, 8)
         }
