@@ -146,7 +146,7 @@ def test_bf16_is_close_to_fp32(tiled, weights):
     assert cosine.min() > 0.99
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.slow), signal.SIGTERM])
 def test_killed_half_way_and_run_again_completes(make_slide, tmp_path, weights, how):
     for i in range(5):
         make_slide(f"s{i}.svs", tissue=((0, 0, 2048, 1536),))

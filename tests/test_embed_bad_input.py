@@ -261,6 +261,7 @@ def test_a_patches_file_that_is_damaged_fails_alone(embed, run, what):
     assert (code, "1 done, 3 skipped, 0 failed" in out) == (0, True)
 
 
+@pytest.mark.slow
 def test_a_patches_file_that_is_damaged_with_several_devices(wsi, run, tiled):
     store.patches_path(run, "b").write_bytes(b"garbage")
     code, out, err = wsi(

@@ -277,6 +277,7 @@ def test_a_device_process_that_is_killed_is_named_and_its_slide_fails(cohort, ru
     check_whole(cohort, run)
 
 
+@pytest.mark.slow
 def test_a_device_that_does_not_exist_ends_the_command(cohort, run, driver):
     command = driver.start("--devices", "cpu,nonsense")
     driver.go(1)

@@ -63,7 +63,7 @@ class StageResult:
     """
 
     stage: str
-    output: Path
+    output: Path | str
     outcomes: list[Outcome] = field(default_factory=list)
     named: str = "slide"
 

@@ -73,7 +73,7 @@ def run(config: EmbedConfig) -> StageResult:
                 claims.sweep()
         finally:
             table.save()
-    return StageResult(stage="embed", output=Path(plan.target.place), outcomes=table.outcomes())
+    return StageResult(stage="embed", output=plan.target.place, outcomes=table.outcomes())
 
 
 @dataclass

@@ -78,16 +78,12 @@ def _scale(attrs: Any, path: Path) -> float:
 
 def _coords(source: Source, _mpp_l0: float, _patch_size_l0: float) -> NDArray[np.int64]:
     assert source.coords is not None
-    with reading.open_hdf5(source.coords) as file:
-        return reading.corners(reading.dataset(file, "coords")[:], source.coords)
+    return reading.coords_of(source.coords)
 
 
 def _features(source: Source) -> NDArray[np.float16]:
     assert source.features is not None
-    if source.features.suffix == ".pt":
-        return reading.half(reading.read_tensor(source.features), source.features)
-    with reading.open_hdf5(source.features) as file:
-        return reading.half(reading.dataset(file, "features"), source.features)
+    return reading.features_of(source.features)
 
 
 TOOL = Tool(

@@ -184,3 +184,17 @@ def digest_of(paths: Sequence[Path]) -> str:
         with path.open("rb") as file:
             total.update(hashlib.file_digest(file, "blake2b").digest())
     return total.hexdigest()
+
+
+def coords_of(path: Path) -> NDArray[np.int64]:
+    """Return the dataset ``coords`` (N, 2) of an HDF5 file, as CLAM and TRIDENT keep it."""
+    with open_hdf5(path) as file:
+        return corners(dataset(file, "coords")[:], path)
+
+
+def features_of(path: Path) -> NDArray[np.float16]:
+    """Return features (N, D): a tensor in a .pt file, or the dataset ``features`` of an HDF5 file."""
+    if path.suffix == ".pt":
+        return half(read_tensor(path), path)
+    with open_hdf5(path) as file:
+        return half(dataset(file, "features"), path)
