@@ -169,10 +169,10 @@ def alone(folder: Path, encoder: str, flags: dict[str, object]) -> float:
     loaded, device = load_encoder(encoder, weights(folder, encoder)), torch.device("cpu")
     precision = choose(config.precision, loaded, device)
     engine = Engine(
-        loaded, device, precision.name, batch_size=config.batch_size, compiled=config.compile,
+        loaded, device, precision.name, batch_size=config.batch_size or 32, compiled=config.compile,
         fp32_layers=precision.fp32_layers,
     )  # fmt: skip
-    x = torch.randn(config.batch_size, 3, loaded.patch_px, loaded.patch_px)
+    x = torch.randn(config.batch_size or 32, 3, loaded.patch_px, loaded.patch_px)
     x = x.contiguous(memory_format=torch.channels_last)
     with torch.inference_mode():
         engine.module(x)

@@ -87,11 +87,12 @@ class EmbedConfig:
     """Several devices, one process each, that share a queue of slides: 0,1,2,3 (GPUs) or cuda:0,cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs, CPUs with AVX512-BF16
-    or AMX) and fp32 elsewhere."""
+    or AMX) and the features stay the same, which is checked at the start; fp32 elsewhere."""
     compile: bool = neutral(False)
     """Compile the encoder with torch.compile: a minute at the start, then faster (CPUs need a compiler)."""
-    batch_size: int = neutral(32)
-    """Patches per forward pass; it is halved where the GPU's memory does not suffice."""
+    batch_size: int | None = neutral(None)
+    """Patches per forward pass; default: 32 on a CPU, 256 on a GPU. It is halved where the GPU's memory does
+    not suffice."""
     workers: int = neutral(0)
     """Threads that read patches; 0 is one per core."""
     memory_mib: int = neutral(256)
@@ -102,7 +103,7 @@ class EmbedConfig:
     store: Literal["hdf5", "zarr"] = neutral("hdf5")
     """hdf5: a file per slide. zarr: one sharded zarr v3 store, which may lie at --store-url."""
     store_url: str | None = neutral(None)
-    """Where the zarr store lies, if not in the run folder: s3://bucket/prefix and what else fsspec knows."""
+    """Where the zarr store lies if not in the run folder: s3://bucket/name.zarr, or what fsspec knows."""
     overwrite: bool = neutral(False)
     """Make outputs again that other settings or other patches made, instead of stopping."""
 
@@ -111,7 +112,9 @@ class EmbedConfig:
         devices = tuple(name for each in self.devices for name in each.split(",") if name)
         object.__setattr__(self, "devices", devices)
         require(bool(self.encoder.strip()), "--encoder: the name is empty.")
-        require(self.batch_size >= 1, f"--batch-size {self.batch_size}: must be at least 1.")
+        require(
+            self.batch_size is None or self.batch_size >= 1, f"--batch-size {self.batch_size}: at least 1."
+        )
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
         require(self.memory_mib >= 16, f"--memory-mib {self.memory_mib}: must be at least 16.")
         require(0 <= self.max_broken <= 1, f"--max-broken {self.max_broken}: a fraction, 0 to 1.")

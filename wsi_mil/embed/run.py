@@ -25,10 +25,13 @@ from wsi_mil.embed.interrupts import held_back
 from wsi_mil.embed.precision import Precision, choose
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.table import Table
-from wsi_mil.embed.work import Work
+from wsi_mil.embed.work import Work, readers
 from wsi_mil.encoders import Encoder, check_fit, load_encoder
 from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 from wsi_mil.parallel import Outcome, StageResult, console
+
+_BATCH, _BATCH_GPU = 32, 256  # patches; on two CPU cores 8 to 32 are equally fast
+_READ = 64  # patches that a slide's reader hands over at a time, at most
 
 
 def run(config: EmbedConfig) -> StageResult:
@@ -132,17 +135,24 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
     start = time.perf_counter()
     device = pick_device(config.device)
     precision = choose(config.precision, encoder, device)
+    batch_size = config.batch_size or (_BATCH_GPU if device.type == "cuda" else _BATCH)
     engine = Engine(
         encoder,
         device,
         precision.name,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         compiled=config.compile,
         fp32_layers=precision.fp32_layers,
         say=lambda words: seat.say(f"embed: {words}"),
     )
     _announce(encoder, plan, device, precision, seat.say)
-    settings = ReadSettings(config.batch_size, config.workers, config.memory_mib, config.max_broken)
+    # Small pieces leave the memory to blocks; the feed makes batches of them.
+    settings = ReadSettings(
+        min(batch_size, _READ),
+        config.workers,
+        config.memory_mib // max(readers(device), 1),
+        config.max_broken,
+    )
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
@@ -173,7 +183,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         worker.run(source, read, source.stop, check)
     facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
     facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
-    if engine.batch_size < config.batch_size:
+    if engine.batch_size < batch_size:
         facts["batch_size_that_fits"] = engine.batch_size
     return facts
 

@@ -133,6 +133,14 @@ def compute(feed: Feed, engine: Engine) -> Generator[tuple[Batch, NDArray[np.flo
         yield collect()
 
 
+def readers(device: torch.device) -> int:
+    """Return how many slides are read ahead of a device: see ``Feed``.
+
+    A CPU that computes reads in between, with all its cores: threads that read beside it cost more.
+    """
+    return 0 if device.type == "cpu" else _READERS
+
+
 @dataclass(frozen=True)
 class Work:
     """What a process needs besides its jobs.
@@ -160,9 +168,7 @@ class Work:
         Raises:
             ConfigError: the device's memory does not suffice for a single patch.
         """
-        # A CPU that computes reads in between, with all its cores: threads that read beside it cost more.
-        readers = 0 if self.device.type == "cpu" else _READERS
-        feed = Feed(jobs, read, self.engine.batch_size, readers, stop, check)
+        feed = Feed(jobs, read, self.engine.batch_size, readers(self.device), stop, check)
         try:
             # However it ends, the readers end first, then the writer: none is left with a file in its hands.
             with (
