@@ -490,8 +490,9 @@ def measured(tiled, run, monkeypatch, kind):
 def test_files_and_threads_do_not_grow(tiled, tmp_path, monkeypatch, kind):
     found = measured(tiled, many(tiled, tmp_path / "many", 16), monkeypatch, kind)
     assert len(found) == 16
-    assert found[4:, 1].max() <= found[2:8, 1].max(), "files"
-    assert found[4:, 2].max() <= found[2:8, 2].max(), "threads"
+    # One or two come and go with the moment; what every slide leaves behind would be eight.
+    assert found[-4:, 1].max() <= found[2:6, 1].max() + 2, "files"
+    assert found[-4:, 2].max() <= found[2:6, 2].max() + 2, "threads"
     before = numbers()
     monkeypatch.undo()
     measured(tiled, many(tiled, tmp_path / "more", 3), monkeypatch, kind)

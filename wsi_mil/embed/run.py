@@ -146,13 +146,6 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         say=lambda words: seat.say(f"embed: {words}"),
     )
     _announce(encoder, plan, device, precision, seat.say)
-    # Small pieces leave the memory to blocks; the feed makes batches of them.
-    settings = ReadSettings(
-        min(batch_size, _READ),
-        config.workers,
-        config.memory_mib // max(readers(device), 1),
-        config.max_broken,
-    )
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
@@ -179,13 +172,23 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
             advance=seat.advance,
             finished=finished,
         )
-        read = read_job(settings, lambda words: seat.say(f"embed: some slides are {words}"))
+        read = read_job(_settings(config, engine), lambda words: seat.say(f"embed: some slides are {words}"))
         worker.run(source, read, source.stop, check)
     facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
     facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
     if engine.batch_size < batch_size:
         facts["batch_size_that_fits"] = engine.batch_size
     return facts
+
+
+def _settings(config: EmbedConfig, engine: Engine) -> ReadSettings:
+    """Return how slides are read for an engine: their readers share the memory.
+
+    Small pieces leave it to blocks; the feed makes batches of them.
+    """
+    pieces = min(engine.batch_size, _READ)
+    memory_mib = config.memory_mib // max(readers(engine.device), 1)
+    return ReadSettings(pieces, config.workers, memory_mib, config.max_broken)
 
 
 def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
