@@ -1,7 +1,12 @@
 """Slides drawn with tissue of known place and size, and where the real ones lie."""
 
+import os
 import re
-from collections.abc import Callable
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +88,36 @@ def wsi(capsys, monkeypatch):
         return code, re.sub(r"\s+", " ", out), re.sub(r"\s+", " ", err)
 
     return run
+
+
+@contextmanager
+def mounted(*arguments: object) -> Iterator[Path]:
+    """Mount with these arguments of `mount`, the last of them the folder; skips where that is not allowed."""
+    if os.geteuid():
+        pytest.skip("only root may mount: this disk was NOT tested")
+    result = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip(f"cannot mount here ({result.stderr.strip()}): this disk was NOT tested")
+    try:
+        yield Path(str(arguments[-1]))
+    finally:
+        subprocess.run(["umount", "-l", str(arguments[-1])], check=True)
+
+
+def passed_without_roots_powers(request: pytest.FixtureRequest) -> bool:
+    """As root, run the calling test again in a process that may not override permissions; tell that it did.
+
+    Root may read and write everything, so permissions mean something only to a process that gave that up.
+    """
+    overrides = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
+    status = Path("/proc/self/status")
+    if not status.is_file() or not int(re.search(r"CapEff:\s+(\w+)", status.read_text())[1], 16) & overrides:
+        return False
+    if shutil.which("setpriv") is None:
+        pytest.skip("root may read and write everything, and there is no setpriv: permission was NOT tested")
+    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "pytest"]
+    command += ["-q", "-p", "no:cacheprovider", request.node.nodeid]
+    result = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "1 passed" in result.stdout, result.stdout
+    return True

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import threading
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ import torch
 from torch import nn
 
 from pipelines.pyramid import write_pyramid
-from tests.conftest import draw_slide
+from tests.conftest import draw_slide, mounted
 from wsi_mil import encoders, store
 
 TINY = "test_resnet"
@@ -305,20 +304,6 @@ def test_a_url_without_zarr(embed):
 
 
 # Disks
-
-
-@contextmanager
-def mounted(*arguments):
-    if os.geteuid():
-        pytest.skip("only root may mount: this disk was NOT tested")
-    folder = arguments[-1]
-    result = subprocess.run(["mount", *map(str, arguments)], capture_output=True, text=True, check=False)
-    if result.returncode:
-        pytest.skip(f"cannot mount here ({result.stderr.strip()}): this disk was NOT tested")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.mark.parametrize(("kind", "room"), [("hdf5", 300_000), ("zarr", 64_000)])
