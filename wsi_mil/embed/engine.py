@@ -62,7 +62,7 @@ class Engine:
         """
         self.encoder = encoder.to(device)
         self.device, self.precision, self.batch_size = device, precision, batch_size
-        self._compiled, self._say = compiled, say or (lambda _: None)
+        self._say = say or (lambda _: None)
         self._pending: deque[_Pending] = deque()
         self._staging: list[Tensor] = []
         if device.type == "cpu":

@@ -6,13 +6,17 @@ names they have those that CLAM's and TRIDENT's readers look for.
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 from wsi_mil.geometry import PatchGeometry
-from wsi_mil.store.items import FeaturesHead, FeaturesSummary, Patches
+from wsi_mil.store import checksum as checksums
+from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 
 FORMAT_VERSION = 1
 PATCHES, FEATURES = "wsi-mil patches", "wsi-mil features"
@@ -56,16 +60,50 @@ def to_head(root: Mapping[str, Any], dim: int) -> FeaturesHead:
     )
 
 
+def to_features(
+    where: str,
+    root: Mapping[str, Any],
+    *,
+    coords: NDArray[Any],
+    features: NDArray[np.float16],
+    checksum: Any,
+    left_out: Iterable[str],
+) -> Features:
+    """Return features from the root's attributes and the arrays, whose ``checksum`` may be missing.
+
+    Raises:
+        FormatError: they are not those that were written.
+    """
+    if checksum is not None and checksum != checksums.of_array(features):
+        raise FormatError(
+            f"{where}: the features are not those that were written (their checksum differs): the disk or a "
+            "copy damaged them. Run `wsi-mil verify --repair`, then embed again."
+        )
+    head = to_head(root, features.shape[1])
+    return Features(
+        slide_id=head.slide_id,
+        slide_path=head.slide_path,
+        reader=head.reader,
+        geometry=head.geometry,
+        coords=coords.astype(np.int64),
+        features=features,
+        encoder=head.encoder,
+        weights_digest=head.weights_digest,
+        patches_digest=head.patches_digest,
+        record=head.record,
+        notes=head.notes,
+        left_out=tuple(json.loads(each) for each in left_out),
+    )
+
+
 def to_summary(attributes: Attributes, shape: tuple[int, ...]) -> FeaturesSummary:
     """Return the summary of a features file from its attributes and the shape of its array."""
     root = attributes[""]
-    checksums = {name: str(each["checksum"]) for name, each in attributes.items() if "checksum" in each}
+    stated = {name: str(each["checksum"]) for name, each in attributes.items() if "checksum" in each}
     if "attributes_checksum" in root:
-        checksums["attributes"] = str(root["attributes_checksum"])
+        stated["attributes"] = str(root["attributes_checksum"])
     head = to_head(root, int(shape[1]))
-    return FeaturesSummary(
-        head=head, patches=int(shape[0]), left_out=int(root["left_out"]), checksums=checksums
-    )
+    return FeaturesSummary(head=head, patches=int(shape[0]), left_out=int(root["left_out"]), checksums=stated)
 
 
 def to_geometry(root: Mapping[str, Any]) -> PatchGeometry:

@@ -126,27 +126,13 @@ def read_features(path: Path) -> Features:
             other values than those that were written.
     """
     with opened(path, attrs.FEATURES, "run `wsi-mil embed` first") as file:
-        values = file["features"][:]
-        stated = file["features"].attrs.get("checksum")
-        if stated is not None and stated != checksum.of_array(values):
-            raise FormatError(
-                f"{path}: the features are not those that were written (their checksum differs): the disk or "
-                "a copy damaged them. Run `wsi-mil verify --repair`, then embed again."
-            )
-        head = attrs.to_head(file.attrs, values.shape[1])
-        return Features(
-            slide_id=head.slide_id,
-            slide_path=head.slide_path,
-            reader=head.reader,
-            geometry=head.geometry,
-            coords=file["coords"][:].astype(np.int64),
-            features=values,
-            encoder=head.encoder,
-            weights_digest=head.weights_digest,
-            patches_digest=head.patches_digest,
-            record=head.record,
-            notes=head.notes,
-            left_out=tuple(json.loads(each) for each in left_out_texts(file)),
+        return attrs.to_features(
+            str(path),
+            file.attrs,
+            coords=file["coords"][:],
+            features=file["features"][:],
+            checksum=file["features"].attrs.get("checksum"),
+            left_out=left_out_texts(file),
         )
 
 

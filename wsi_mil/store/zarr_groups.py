@@ -115,27 +115,13 @@ def read_group(group: zarr.Group, where: str) -> Features:
     Raises:
         FormatError: other values than those that were written.
     """
-    values = _array(group, "features")
-    stated = group["features"].attrs.get("checksum")
-    if stated is not None and stated != checksum.of_array(values):
-        raise FormatError(
-            f"{where}: the features are not those that were written (their checksum differs): the disk or a "
-            "copy damaged them. Run `wsi-mil verify --repair`, then embed again."
-        )
-    head = attrs.to_head(group.attrs.asdict(), values.shape[1])
-    return Features(
-        slide_id=head.slide_id,
-        slide_path=head.slide_path,
-        reader=head.reader,
-        geometry=head.geometry,
-        coords=_array(group, "coords").astype(np.int64),
-        features=values,
-        encoder=head.encoder,
-        weights_digest=head.weights_digest,
-        patches_digest=head.patches_digest,
-        record=head.record,
-        notes=head.notes,
-        left_out=tuple(json.loads(each) for each in left_out_texts(group)),
+    return attrs.to_features(
+        where,
+        group.attrs.asdict(),
+        coords=_array(group, "coords"),
+        features=_array(group, "features"),
+        checksum=group["features"].attrs.get("checksum"),
+        left_out=left_out_texts(group),
     )
 
 

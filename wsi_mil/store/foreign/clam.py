@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsi_mil.errors import FormatError
 from wsi_mil.store.foreign import reading
@@ -76,18 +75,8 @@ def _scale(attrs: Any, path: Path) -> float:
     return float(across + down) / 2 * float(attrs.get("custom_downsample", 1))
 
 
-def _coords(source: Source, _mpp_l0: float, _patch_size_l0: float) -> NDArray[np.int64]:
-    assert source.coords is not None
-    return reading.coords_of(source.coords)
-
-
-def _features(source: Source) -> NDArray[np.float16]:
-    assert source.features is not None
-    return reading.features_of(source.features)
-
-
 TOOL = Tool(
     name="clam",
     wanted="h5_files/<id>.h5 (or pt_files/<id>.pt) of its features, and patches/<id>.h5",
-    find=_find, facts=_facts, coords=_coords, features=_features,
+    find=_find, facts=_facts, coords=reading.coords_of, features=reading.features_of,
 )  # fmt: skip

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_mil.errors import FormatError
+from wsi_mil.store.foreign.facts import Source
 
 _ROWS = 8192  # of features that are looked at together
 _LARGEST = float(np.finfo(np.float16).max)
@@ -186,14 +187,18 @@ def digest_of(paths: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
-def coords_of(path: Path) -> NDArray[np.int64]:
+def coords_of(source: Source, _mpp_l0: float, _patch_size_l0: float) -> NDArray[np.int64]:
     """Return the dataset ``coords`` (N, 2) of an HDF5 file, as CLAM and TRIDENT keep it."""
+    path = source.coords
+    assert path is not None
     with open_hdf5(path) as file:
         return corners(dataset(file, "coords")[:], path)
 
 
-def features_of(path: Path) -> NDArray[np.float16]:
+def features_of(source: Source) -> NDArray[np.float16]:
     """Return features (N, D): a tensor in a .pt file, or the dataset ``features`` of an HDF5 file."""
+    path = source.features
+    assert path is not None
     if path.suffix == ".pt":
         return half(read_tensor(path), path)
     with open_hdf5(path) as file:

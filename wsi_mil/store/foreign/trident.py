@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from wsi_mil.errors import FormatError
 from wsi_mil.store.foreign import reading
@@ -91,18 +90,8 @@ def facts_of(attrs: dict[str, Any], where: object) -> Facts:
     )
 
 
-def _coords(source: Source, _mpp_l0: float, _patch_size_l0: float) -> NDArray[np.int64]:
-    assert source.coords is not None
-    return reading.coords_of(source.coords)
-
-
-def _features(source: Source) -> NDArray[np.float16]:
-    assert source.features is not None
-    return reading.features_of(source.features)
-
-
 TOOL = Tool(
     name="trident",
     wanted="features_<encoder>/<id>.h5, or patches/<id>_patches.h5",
-    find=_find, facts=_facts, coords=_coords, features=_features,
+    find=_find, facts=_facts, coords=reading.coords_of, features=reading.features_of,
 )  # fmt: skip
