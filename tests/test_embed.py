@@ -1,4 +1,5 @@
 import dataclasses
+import importlib
 import os
 import signal
 import subprocess
@@ -18,10 +19,11 @@ from wsi_mil import embed, store, tile
 from wsi_mil.blocks import table
 from wsi_mil.config import EmbedConfig, TileConfig
 from wsi_mil.encoders import load_encoder
-from wsi_mil.errors import ConfigError, StaleOutputError
+from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 from wsi_mil.slide import open_slide
 
 TINY = "test_resnet"
+runs = importlib.import_module("wsi_mil.embed.run")  # the package hands on a function of that name
 
 
 @pytest.fixture
@@ -239,3 +241,27 @@ def test_features_are_the_same_through_blocks_and_through_slide(tiled, weights, 
     said = "embed: some slides are read through openslide: {} slides have no plain grid of blocks"
     printed = capfd.readouterr().err
     assert [printed.count(said.format(vendor)) for vendor in ("aperio", "generic-tiff")] == [1, 1]
+
+
+def test_only_the_patches_of_slides_on_their_way_are_in_memory(tiled, weights, monkeypatch, tmp_path):
+    plans, make_plan, loaded = [], runs.make_plan, []
+
+    def planning(*arguments):
+        plans.append(make_plan(*arguments))
+        return plans[0]
+
+    def finished(seat, outcome):
+        loaded.append(sum("patches" in vars(job) for job in plans[0].jobs))
+        seat.table.add(outcome)
+
+    monkeypatch.setattr(runs, "make_plan", planning)
+    monkeypatch.setattr(runs._Seat, "finished", finished)
+    assert not embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights, batch_size=4)).failed
+    assert len(loaded) == 3
+    assert max(loaded) <= 2, "the slide that is read, and one whose last batch is full of it"
+    assert not [job for job in plans[0].jobs if "patches" in vars(job)]
+
+    # And what is loaded is what was planned, also when tile runs meanwhile.
+    tile.run(TileConfig(slides=tmp_path / "slides", run=tiled, workers=1, overlap_px=64, overwrite=True))
+    with pytest.raises(FormatError, match="a: its patches changed while the run was under way"):
+        _ = next(job for job in plans[0].jobs if job.slide_id == "a").patches

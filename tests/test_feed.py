@@ -15,7 +15,7 @@ def job(slide_id, count, size=4):
         slide_id=slide_id, slide_path="", reader="openslide", mpp_source="given", geometry=plan,
         coords=grid_l0(plan)[:count], tissue_fraction=np.ones(count, np.float32), record={},
     )  # fmt: skip
-    return Job(patches)
+    return Job.of(patches)
 
 
 def read(each):

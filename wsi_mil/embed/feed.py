@@ -5,6 +5,7 @@ reads through ``blocks`` and computes nothing.
 """
 
 import dataclasses
+import functools
 import queue
 import threading
 import time
@@ -30,11 +31,15 @@ _WAITING = 3  # parts of slides that were read and not yet asked for
 class Job:
     """One slide on its way: its patches, the record of its features, and what became of it so far.
 
-    ``read_wait``, ``compute``, ``write``: seconds. ``failure`` (and the ``error`` behind it) is set by who
-    meets it; the others then leave the slide. ``read_by``: how its pixels are read.
+    ``count``: how many patches it has; they are loaded when they are first asked for, so that the coords of a
+    cohort do not sit in memory together. ``read_wait``, ``compute``, ``write``: seconds. ``failure`` (and the
+    ``error`` behind it) is set by whoever meets it; the others then leave the slide. ``read_by``: how its
+    pixels are read.
     """
 
-    patches: store.Patches
+    slide_id: str
+    count: int
+    load: Callable[[], store.Patches]
     record: dict[str, Any] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
     read_wait: float = 0.0
@@ -45,10 +50,29 @@ class Job:
     failure: Outcome | None = None
     error: Exception | None = None
 
-    @property
-    def slide_id(self) -> str:
-        """The slide's id."""
-        return self.patches.slide_id
+    @classmethod
+    def of(cls, patches: store.Patches) -> "Job":
+        """Return the job of patches that are in memory."""
+        return cls(patches.slide_id, len(patches.coords), lambda: patches)
+
+    @functools.cached_property
+    def patches(self) -> store.Patches:
+        """Where the slide's patches lie.
+
+        Raises:
+            FormatError: their file is damaged, or is another than when the work was planned.
+        """
+        patches = self.load()
+        if self.record and patches.digest != self.record["patches_digest"]:
+            raise FormatError(
+                f"{self.slide_id}: its patches changed while the run was under way; run `wsi-mil embed` "
+                "again when `wsi-mil tile` has ended."
+            )
+        return patches
+
+    def forget(self) -> None:
+        """Let go of the patches: the slide has ended."""
+        vars(self).pop("patches", None)
 
 
 @dataclass(frozen=True)

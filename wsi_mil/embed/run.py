@@ -5,6 +5,7 @@ what became of every slide.
 """
 
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -91,11 +92,13 @@ class Plan:
     settled: list[Outcome]
     allowed: str
     """Words for a mismatch of encoder and patches that was allowed, or ""."""
+    patch_px: int
+    """Side of the patches, for the log."""
 
     @property
     def patches(self) -> int:
         """The patches of all jobs."""
-        return sum(len(each.patches.coords) for each in self.jobs)
+        return sum(each.count for each in self.jobs)
 
 
 @dataclass
@@ -149,6 +152,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
+        job.forget()
         if outcome.status == "skipped":  # others did it
             there = _there(plan.target, job.slide_id, outcome.reason)
             outcome = dataclasses.replace(there, facts={**there.facts, "elsewhere": True})
@@ -163,10 +167,8 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
             plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"), check
         )
         worker = Work(
-            encoder=engine.encoder,
-            device=device,
-            precision=precision,
             engine=engine,
+            precision=precision,
             target=plan.target,
             allowed=plan.allowed,
             advance=seat.advance,
@@ -202,7 +204,7 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
     target = store.open_features(config.run, encoder.name, config.store, config.store_url)
     jobs: list[Job] = []
     settled: list[Outcome] = []
-    allowed = ""
+    allowed, patch_px = "", 0
     for path in paths:
         try:
             patches = store.read_patches(path)
@@ -223,7 +225,9 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
             if target.is_done(patches.slide_id, record, config.overwrite):
                 settled.append(_there(target, patches.slide_id))
             else:
-                jobs.append(Job(patches, record))
+                load = functools.partial(store.read_patches, path)
+                jobs.append(Job(patches.slide_id, len(patches.coords), load, record))
+                patch_px = patches.geometry.patch_px
         except StaleOutputError:
             raise
         except FormatError as error:
@@ -233,8 +237,8 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
         if row["status"] == "failed" and row["slide_id"] not in present:
             reason = f"no patches, tile failed: {row['reason']}"
             settled.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
-    jobs.sort(key=lambda each: -len(each.patches.coords))  # the longest does not start last
-    return Plan(target, jobs, settled, allowed)
+    jobs.sort(key=lambda each: -each.count)  # the longest does not start last
+    return Plan(target, jobs, settled, allowed, patch_px)
 
 
 def _there(target: store.FeatureStore, slide_id: str, reason: str = "") -> Outcome:
@@ -303,7 +307,7 @@ def _load(config: EmbedConfig) -> Encoder:
 def _announce(
     encoder: Encoder, plan: Plan, device: torch.device, precision: Precision, say: Callable[[str], None]
 ) -> None:
-    size = plan.jobs[0].patches.geometry.patch_px
+    size = plan.patch_px
     resized = "" if size == encoder.patch_px else f", resized from {size} to {encoder.patch_px} px"
     say(
         f"embed: {plan.patches} patches of {len(plan.jobs)} slides with {encoder.name} "

@@ -65,7 +65,7 @@ def embed_slide(
     """
     device = device or encoder.device
     engine = Engine(encoder, device, precision, batch_size=batch_size)
-    job = Job(patches)
+    job = Job.of(patches)
     settings = ReadSettings(batch_size, workers, memory_mib, max_broken)
     features = np.empty((len(patches.coords), encoder.dim), dtype=np.float16)
     present = np.zeros(len(features), dtype=bool)
@@ -149,10 +149,8 @@ class Work:
     ``allowed``: what ``check_fit`` let pass, for the files' notes.
     """
 
-    encoder: Encoder
-    device: torch.device
-    precision: Precision
     engine: Engine
+    precision: Precision
     target: store.FeatureStore
     allowed: str
     advance: Callable[[int], None]
@@ -168,7 +166,7 @@ class Work:
         Raises:
             ConfigError: the device's memory does not suffice for a single patch.
         """
-        feed = Feed(jobs, read, self.engine.batch_size, readers(self.device), stop, check)
+        feed = Feed(jobs, read, self.engine.batch_size, readers(self.engine.device), stop, check)
         try:
             # However it ends, the readers end first, then the writer: none is left with a file in its hands.
             with (
@@ -188,17 +186,17 @@ class Work:
             stop.set()
 
     def _head(self, job: Job) -> store.FeaturesHead:
-        patches = job.patches
-        notes = {"precision": str(self.precision), "encoder_patch_px": self.encoder.patch_px}
+        patches, encoder = job.patches, self.engine.encoder
+        notes = {"precision": str(self.precision), "encoder_patch_px": encoder.patch_px}
         return store.FeaturesHead(
             slide_id=patches.slide_id,
             slide_path=patches.slide_path,
             reader=patches.reader,
             geometry=patches.geometry,
-            encoder=self.encoder.name,
-            weights_digest=self.encoder.weights_digest,
+            encoder=encoder.name,
+            weights_digest=encoder.weights_digest,
             patches_digest=patches.digest,
-            dim=self.encoder.dim,
+            dim=encoder.dim,
             record=job.record,
             notes=notes | ({"allowed": self.allowed} if self.allowed else {}),
         )

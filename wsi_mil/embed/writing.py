@@ -148,15 +148,14 @@ class Writing:
                 opened[0].__exit__(type(error), error, error.__traceback__)
 
     def _facts(self, job: Job) -> dict[str, Any]:
-        count = len(job.patches.coords)
         return {
-            "patches": count - len(job.broken),
+            "patches": job.count - len(job.broken),
             "left_out": len(job.broken),
             "read_wait": round(job.read_wait, 2),
             "compute": round(job.compute, 2),
             "read_by": job.read_by,
             "checksum": self._target.summary(job.slide_id).checksums.get("features", ""),
-            "reason": left_out_words(tuple(job.broken), count),
+            "reason": left_out_words(tuple(job.broken), job.count),
         }
 
 
