@@ -250,12 +250,12 @@ def test_only_the_patches_of_slides_on_their_way_are_in_memory(tiled, weights, m
         plans.append(make_plan(*arguments))
         return plans[0]
 
-    def finished(seat, outcome):
+    def finished(listener, outcome):
         loaded.append(sum("patches" in vars(job) for job in plans[0].jobs))
-        seat.table.add(outcome)
+        listener.table.add(outcome)
 
     monkeypatch.setattr(runs, "make_plan", planning)
-    monkeypatch.setattr(runs._Seat, "finished", finished)
+    monkeypatch.setattr(runs._Listener, "finished", finished)
     assert not embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights, batch_size=4)).failed
     assert len(loaded) == 3
     assert max(loaded) <= 2, "the slide that is read, and one whose last batch is full of it"

@@ -455,16 +455,16 @@ def many(tiled, run, count):
 def measured(tiled, run, monkeypatch, kind):
     from wsi_mil import embed
     from wsi_mil.config import EmbedConfig
-    from wsi_mil.embed.run import _Seat
+    from wsi_mil.embed.run import _Listener
 
     found = []
-    finished = _Seat.finished
+    finished = _Listener.finished
 
     def counting(self, outcome):
         finished(self, outcome)
         found.append(numbers())
 
-    monkeypatch.setattr(_Seat, "finished", counting)
+    monkeypatch.setattr(_Listener, "finished", counting)
     embed.run(EmbedConfig(
         run=run, encoder=TINY, weights=tiled / "tiny.safetensors", device="cpu", workers=1, store=kind,
     ))  # fmt: skip

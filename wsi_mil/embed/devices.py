@@ -1,6 +1,6 @@
 """Several devices: a process for each, which take slides from the run's claims until none is left.
 
-Comes in: the devices' names and what each process is to do. Goes out: news of all of them at one seat.
+Comes in: the devices' names and what each process is to do. Goes out: news of all of them at one listener.
 Processes share nothing but the run folder, so that one that dies leaves the others at work.
 """
 
@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
-from typing import Any
+from typing import Any, Protocol
 
 from wsi_mil import parallel
 from wsi_mil.errors import WsiMilError
@@ -21,8 +21,21 @@ from wsi_mil.parallel import Outcome
 Target = Callable[..., dict[str, Any]]
 
 
+class Listener(Protocol):
+    """Whoever is told how the work goes on."""
+
+    def advance(self, patches: int) -> None:
+        """Hear of patches that were computed."""
+
+    def finished(self, outcome: Outcome) -> None:
+        """Hear what became of a slide."""
+
+    def say(self, words: str) -> None:
+        """Hear what a user should know."""
+
+
 class Messages:
-    """The seat of a process that is not the user's own: everything is sent there. For any of its threads."""
+    """The listener in a process that is not the user's own: it sends everything there. For any thread."""
 
     def __init__(self, channel: Connection) -> None:
         """Send through ``channel``, which nobody else writes to: a process that dies in it harms no other."""
@@ -48,11 +61,13 @@ class Messages:
             self._channel.send((kind, content))
 
 
-def run_on(devices: Sequence[str], target: Target, arguments: tuple[Any, ...], seat: Any) -> dict[str, Any]:
+def run_on(
+    devices: Sequence[str], target: Target, arguments: tuple[Any, ...], listener: Listener
+) -> dict[str, Any]:
     """Call ``target(*arguments, device, messages)`` in a process per device; return the facts each returned.
 
-    ``seat`` is told what the processes tell. A process that dies is named there; the others go on. A device
-    that is named twice has two processes.
+    ``listener`` is told what the processes tell. A process that dies is named there; the others go on. A
+    device that is named twice has two processes.
 
     Raises:
         WsiMilError: what a process raised; the others are ended.
@@ -67,7 +82,7 @@ def run_on(devices: Sequence[str], target: Target, arguments: tuple[Any, ...], s
         while running:
             ready = wait(list(running))
             for receiver in [each for each in running if each in ready]:
-                if not _listen(receiver, running[receiver], seat, facts):
+                if not _listen(receiver, running[receiver], listener, facts):
                     del running[receiver]
     except BaseException:
         for each in processes.values():
@@ -81,14 +96,14 @@ def run_on(devices: Sequence[str], target: Target, arguments: tuple[Any, ...], s
     return facts
 
 
-def _listen(receiver: Connection, process: SpawnProcess, seat: Any, facts: dict[str, Any]) -> bool:
-    """Take the next message of a process to the seat or the facts; False where it has ended."""
+def _listen(receiver: Connection, process: SpawnProcess, listener: Listener, facts: dict[str, Any]) -> bool:
+    """Take the next message of a process to the listener or the facts; False where it has ended."""
     try:
         kind, content = receiver.recv()
     except (EOFError, OSError):  # its end, or in the middle of a message
         process.join()
         if process.name not in facts:
-            seat.say(
+            listener.say(
                 f"embed: the process on {process.name} died (exit code {process.exitcode}); the others go on"
             )
         return False
@@ -97,7 +112,7 @@ def _listen(receiver: Connection, process: SpawnProcess, seat: Any, facts: dict[
     if kind == "over":
         facts |= {"precision": content.get("precision"), process.name: content}
     else:
-        getattr(seat, kind)(content)
+        getattr(listener, kind)(content)
     return True
 
 

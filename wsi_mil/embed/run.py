@@ -65,14 +65,14 @@ def run(config: EmbedConfig) -> StageResult:
                 for each in plan.settled:
                     if each.status == "failed":
                         report(each)
-                seat = _Seat(table, report)
+                listener = _Listener(table, report)
                 if plan.jobs and config.devices:
                     names = tuple(f"cuda:{each}" if each.isdigit() else each for each in config.devices)
-                    facts = devices.run_on(names, _work_on_device, (config, run_name), seat)
+                    facts = devices.run_on(names, _work_on_device, (config, run_name), listener)
                     record.update(facts)
-                    _name_the_lost(config, plan, seat)
+                    _name_the_lost(config, plan, listener)
                 elif plan.jobs:
-                    record.update(work(config, plan, encoder, seat, run_name))
+                    record.update(work(config, plan, encoder, listener, run_name))
             with store.Claims(_claims_folder(config, encoder.name), f"{run_name}-over") as claims:
                 claims.sweep()
         finally:
@@ -102,7 +102,7 @@ class Plan:
 
 
 @dataclass
-class _Seat:
+class _Listener:
     """Where news of the work go: the table and the terminal."""
 
     table: Table
@@ -127,10 +127,12 @@ class _Seat:
             console.print(words, markup=False, soft_wrap=True)
 
 
-def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name: str) -> dict[str, Any]:
+def work(
+    config: EmbedConfig, plan: Plan, encoder: Encoder, listener: devices.Listener, run_name: str
+) -> dict[str, Any]:
     """Embed a plan's jobs in this process, sharing them with others; return facts for stage.json.
 
-    ``seat`` is told what happens: ``advance(patches)``, ``finished(outcome)``, ``say(words)``.
+    ``listener`` is told what happens: ``advance(patches)``, ``finished(outcome)``, ``say(words)``.
 
     Raises:
         ConfigError: the device is not to be had, or its memory does not suffice.
@@ -146,9 +148,9 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         batch_size=batch_size,
         compiled=config.compile,
         fp32_layers=precision.fp32_layers,
-        say=lambda words: seat.say(f"embed: {words}"),
+        say=lambda words: listener.say(f"embed: {words}"),
     )
-    _announce(encoder, plan, device, precision, seat.say)
+    _announce(encoder, plan, device, precision, listener.say)
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
@@ -156,7 +158,7 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
         if outcome.status == "skipped":  # others did it
             there = _there(plan.target, job.slide_id, outcome.reason)
             outcome = dataclasses.replace(there, facts={**there.facts, "elsewhere": True})
-        seat.finished(outcome)
+        listener.finished(outcome)
 
     def is_done(job: Job) -> bool:
         return plan.target.is_done(job.slide_id, job.record, config.overwrite)
@@ -164,17 +166,19 @@ def work(config: EmbedConfig, plan: Plan, encoder: Encoder, seat: Any, run_name:
     ready = time.perf_counter()
     with held_back() as check, store.Claims(_claims_folder(config, encoder.name), run_name) as claims:
         source = Source(
-            plan.jobs, claims, is_done, finished, lambda words: seat.say(f"embed: {words}"), check
+            plan.jobs, claims, is_done, finished, lambda words: listener.say(f"embed: {words}"), check
         )
         worker = Work(
             engine=engine,
             precision=precision,
             target=plan.target,
             allowed=plan.allowed,
-            advance=seat.advance,
+            advance=listener.advance,
             finished=finished,
         )
-        read = read_job(_settings(config, engine), lambda words: seat.say(f"embed: some slides are {words}"))
+        read = read_job(
+            _settings(config, engine), lambda words: listener.say(f"embed: some slides are {words}")
+        )
         worker.run(source, read, source.stop, check)
     facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
     facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
@@ -262,17 +266,17 @@ def _work_on_device(
     return work(config, plan, encoder, messages, run_name) if plan.jobs else {}
 
 
-def _name_the_lost(config: EmbedConfig, plan: Plan, seat: _Seat) -> None:
+def _name_the_lost(config: EmbedConfig, plan: Plan, listener: _Listener) -> None:
     """Give every slide an outcome that died with its process before it could be told of."""
-    told = {each.slide_id for each in seat.table.outcomes()}
+    told = {each.slide_id for each in listener.table.outcomes()}
     for job in plan.jobs:
         if job.slide_id in told:
             continue
         if plan.target.is_done(job.slide_id, job.record, config.overwrite):
-            seat.finished(dataclasses.replace(_there(plan.target, job.slide_id), status="done"))
+            listener.finished(dataclasses.replace(_there(plan.target, job.slide_id), status="done"))
         else:
             reason = "the process that worked on it died (out of memory, or a crash in a library)"
-            seat.finished(Outcome(slide_id=job.slide_id, status="failed", reason=reason))
+            listener.finished(Outcome(slide_id=job.slide_id, status="failed", reason=reason))
 
 
 def _sweep(config: EmbedConfig, plan: Plan) -> None:

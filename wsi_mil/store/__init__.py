@@ -1,7 +1,7 @@
 """Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
 
 from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
-from wsi_mil.store.claims import Claims, Holder
+from wsi_mil.store.claims import Claims
 from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.features import FeatureStore, FeaturesWriter
 from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_features, write_patches
@@ -29,7 +29,6 @@ __all__ = [
     "FeaturesSummary",
     "FeaturesWriter",
     "Heatmap",
-    "Holder",
     "Patches",
     "Problem",
     "Verification",
