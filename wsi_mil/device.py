@@ -1,7 +1,9 @@
-"""Which torch device a flag means.
+"""Which torch device a flag means, and whether it is fast at bf16.
 
 Comes in: "auto", "cpu", "cuda:1", ... Goes out: a device that works here, or an error.
 """
+
+from pathlib import Path
 
 import torch
 
@@ -23,3 +25,21 @@ def pick_device(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"--device {name}: not usable here ({reason}); use auto or cpu.") from error
     return device
+
+
+def bf16_is_fast(device: torch.device) -> bool:
+    """Tell whether the device computes in bf16 faster than in fp32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # since Ampere
+    if device.type == "cpu":
+        return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
+    return False
+
+
+def _cpu_flags() -> set[str]:
+    """Return the processor's abilities as Linux lists them; none elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return set()
+    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}

@@ -17,11 +17,14 @@ from wsi_mil.config.base import (
     location,
     record,
 )
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
+from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
+    "FOREIGN",
+    "MODELS",
     "MPP_MAX",
     "MPP_MIN",
     "STAGE_CONFIGS",

@@ -1,4 +1,4 @@
-"""The configs of the stages: tile, embed, train, heatmap, report."""
+"""The configs of the stages but train: tile, embed, heatmap, report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -126,86 +126,6 @@ class EmbedConfig:
             not self.devices or self.device == "auto",
             f"--device {self.device} and --devices {' '.join(self.devices)}: give one of them.",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train and cross-validate a multiple instance learning model on the stored features."""
-
-    run: Path = field(metadata={"neutral": True})
-    """Run folder; reads RUN/features/ENCODER, writes RUN/models/NAME."""
-    labels: Path = field(metadata={"neutral": True})
-    """CSV with slide_id,label and optionally patient_id and split."""
-    encoder: str | None = None
-    """Whose features to train on; may be left out where the run holds those of one encoder."""
-    name: str | None = neutral(None)
-    """Name of the model's folder under RUN/models; default: that of --model."""
-    model: Literal["gated-attention", "attention", "mean", "max"] = "gated-attention"
-    """Pooling over the patches of a bag."""
-    folds: int = 5
-    """Folds of the cross-validation (--split kfold)."""
-    split: Literal["auto", "kfold", "leave-one-out", "column"] = "auto"
-    """kfold: stratified by label, grouped by patient. leave-one-out: each patient is a fold. column: the
-    split column of the labels, which names the fold that tests the slide, or says train, val or test. auto:
-    the column where there is one, else kfold."""
-    label_level: Literal["patient", "slide"] = "patient"
-    """Whether labels belong to patients (a patient with two labels is an error; scores are per patient) or
-    to slides (a patient only keeps its slides in one fold)."""
-    positive: str | None = None
-    """The label counted as positive when there are two; default: the last in sorted order."""
-    hidden_dim: int = 64
-    """Width of the layer that each feature vector passes before pooling."""
-    attention_dim: int = 64
-    """Width of the attention network (V and U in the paper)."""
-    dropout: float = 0.25
-    """Dropout after the hidden layer while training."""
-    members: int = 5
-    """Networks per fold, each with another inner validation part; their predictions are averaged."""
-    val_fraction: float = 0.2
-    """Part of the training patients kept aside to choose a network's epoch; never a test patient."""
-    epochs: int = 30
-    """Most epochs of a network; the learning rate rises for a tenth of them, then falls to 0 (cosine)."""
-    patience: int = 10
-    """Stop a network when its validation loss has not improved for this many epochs."""
-    batch_size: int = 4
-    """Bags per step of training."""
-    max_patches: int = 2048
-    """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
-    patch_dropout: float = 0.5
-    """Part of each bag's patches left out in each step of training."""
-    label_smoothing: float = 0.1
-    """How far the targets lie from 0 and 1 while training; it keeps few bags from being learnt by heart."""
-    learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
-    weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
-    bootstrap: int = 2000
-    """Bootstrap samples (of patients) behind each 95 % interval."""
-    seed: int = 0
-    """Seed of folds, initial weights, order of bags and bootstrap."""
-    device: str = neutral("auto")
-    """auto (CUDA, else the CPU), cpu, cuda, cuda:1, ..."""
-    overwrite: bool = neutral(False)
-    """Train again a model that other settings or features made, instead of stopping."""
-
-    def __post_init__(self) -> None:
-        """Check ranges; raise ConfigError in the flag's own words."""
-        require(self.folds >= 2, f"--folds {self.folds}: at least 2 are needed to test on held-out patients.")
-        for name in ("dropout", "patch_dropout", "label_smoothing"):
-            value = getattr(self, name)
-            flag = f"--{name.replace('_', '-')}"
-            require(0 <= value < 1, f"{flag} {value}: must be at least 0 and below 1.")
-        require(0 < self.val_fraction <= 0.5, f"--val-fraction {self.val_fraction}: above 0, at most 0.5.")
-        for name in (
-            "hidden_dim", "attention_dim", "members", "epochs", "patience", "batch_size", "max_patches",
-        ):  # fmt: skip
-            value = getattr(self, name)
-            require(value >= 1, f"--{name.replace('_', '-')} {value}: must be at least 1.")
-        require(self.learning_rate > 0, f"--learning-rate {self.learning_rate}: must be positive.")
-        require(self.weight_decay >= 0, f"--weight-decay {self.weight_decay}: must not be negative.")
-        require(self.bootstrap >= 100, f"--bootstrap {self.bootstrap}: at least 100 samples.")
-        if self.name is not None:
-            check_name("--name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,9 @@ from pathlib import Path
 import tomli_w
 
 from wsi_mil.config.base import Config, Json, location, require
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
+from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
@@ -82,6 +83,8 @@ def _typed(value: Json, annotation: str, where: str) -> Json:
         return tuple(value)
     if "float" in annotation and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if "int | Literal" in annotation and isinstance(value, int) and not isinstance(value, bool):
+        return value
     expected: dict[str, type | tuple[type, ...]] = {
         "Literal": str, "bool": bool, "int": int, "float": float, "str": str, "Path": Path,
     }  # fmt: skip

@@ -8,7 +8,6 @@ how many of its first layers must stay in fp32.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from wsi_mil.device import bf16_is_fast
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ConfigError
 
@@ -72,15 +72,6 @@ def choose(wanted: str, encoder: Encoder, device: torch.device) -> Precision:
                 return Precision("bf16", kept, f"cosine to fp32 {cosine:.4f} on drawn patches")
     in_precision(encoder, "fp32", 0)
     return Precision("fp32", 0, f"bf16 would change the features: cosine {cosine:.4f}")
-
-
-def bf16_is_fast(device: torch.device) -> bool:
-    """Tell whether the device computes in bf16 faster than in fp32."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)  # since Ampere
-    if device.type == "cpu":
-        return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
-    return False
 
 
 def in_precision(encoder: Encoder, precision: str, fp32_layers: int) -> Callable[[Tensor], Tensor]:
@@ -141,12 +132,3 @@ def _in_fp32(layer: nn.Module) -> Callable[[Tensor], Tensor]:
         return result
 
     return run
-
-
-def _cpu_flags() -> set[str]:
-    """Return the processor's abilities as Linux lists them; none elsewhere."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return set()
-    return {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}

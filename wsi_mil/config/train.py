@@ -1,0 +1,180 @@
+"""The config of the train stage, and the names of the models that it knows."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from wsi_mil.config.base import check_name, neutral, require
+
+MODELS = (
+    "gated-attention", "attention", "mean", "max",
+    "instance-max", "instance-mean", "instance-noisy-or", "instance-lse",
+)  # fmt: skip
+"""Embedding-based models (pooling of hidden vectors), then instance-based ones (pooling of scores)."""
+
+FOREIGN = "torchmil:"
+"""What the names of torchmil's models start with."""
+
+_FRACTIONS = ("dropout", "patch_dropout", "label_smoothing")
+_COUNTS = (
+    "hidden_dim", "attention_dim", "members", "epochs", "patience", "batch_size", "repeats", "time_bins",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train and cross-validate a multiple instance learning model on the stored features."""
+
+    run: Path = field(metadata={"neutral": True})
+    """Run folder; reads RUN/features/ENCODER, writes RUN/models/NAME."""
+    labels: Path = field(metadata={"neutral": True})
+    """CSV with slide_id, label (survival: time and event), and optionally patient_id and split."""
+    encoder: str | None = None
+    """Whose features to train on; may be left out where the run holds those of one encoder."""
+    name: str | None = neutral(None)
+    """Name of the model's folder under RUN/models; default: that of --model."""
+    task: Literal["classification", "multilabel", "ordinal", "regression", "survival"] = "classification"
+    """What a label is: one of several classes; any number of them, joined by ';' (multilabel); a grade, one of
+    ordered classes (ordinal, with --classes); a number (regression); a time and whether the event was seen
+    then (survival)."""
+    classes: tuple[str, ...] = ()
+    """The classes in their order (ordinal needs it); default: sorted. Other labels are an error."""
+    positive: str | None = None
+    """The label counted as positive when there are two; default: the last in sorted order."""
+    model: str = "gated-attention"
+    """gated-attention, attention, mean, max: pooling of hidden vectors. instance-max, instance-mean,
+    instance-noisy-or, instance-lse: pooling of scores of single patches. torchmil:NAME: a model of torchmil's
+    (an optional extra), such as torchmil:TransMIL."""
+    branches: Literal["shared", "class"] = "shared"
+    """One attention for all classes, or one for each (attention models)."""
+    survival_loss: Literal["cox", "discrete"] = "cox"
+    """Cox's partial likelihood, or hazards in --time-bins intervals of time."""
+    time_bins: int = 4
+    """Intervals of the discrete survival model: quantiles of the event times of the training patients."""
+    label_level: Literal["patient", "slide"] = "patient"
+    """Whether labels belong to patients (a patient with two labels is an error; scores are per patient) or
+    to slides (a patient only keeps its slides in one fold)."""
+    patient_bags: Literal["mean", "merge"] = "mean"
+    """Several slides of a patient: predicted one by one and averaged, or merged into one bag."""
+    split: Literal["auto", "kfold", "leave-one-out", "column"] = "auto"
+    """kfold: stratified by label, grouped by patient. leave-one-out: each patient (or group) is a fold.
+    column: the split column of the labels, which names the fold that tests the slide, or says train, val or
+    test. auto: the column where there is one, else kfold."""
+    folds: int = 5
+    """Folds of the cross-validation (--split kfold)."""
+    repeats: int = 1
+    """Cross-validations, each with folds drawn anew (--split kfold); every patient is tested in each."""
+    group_by: str | None = None
+    """Column of the labels, such as site, whose values are kept on one side of every split, whole."""
+    splits: Path | None = None
+    """Use the folds of this splits.csv (of an earlier model), members' validation parts included."""
+    members: int = 5
+    """Networks per fold, each with another inner validation part; their predictions are averaged."""
+    val_fraction: float = 0.2
+    """Part of the training patients kept aside to choose a network's epoch; never a test patient."""
+    hidden_dim: int = 64
+    """Width of the layer that each feature vector passes before pooling."""
+    attention_dim: int = 64
+    """Width of the attention network (V and U in the paper)."""
+    dropout: float = 0.25
+    """Dropout after the hidden layer while training."""
+    epochs: int = 30
+    """Most epochs of a network; the learning rate rises for a tenth of them, then falls to 0 (cosine)."""
+    patience: int = 10
+    """Stop a network when its validation loss has not improved for this many epochs."""
+    batch_size: int = 4
+    """Bags per step of training."""
+    bag_size: int | Literal["full"] = 2048
+    """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
+    patch_dropout: float = 0.5
+    """Part of each bag's patches left out in each step of training."""
+    feature_noise: float = 0.0
+    """Deviation of the noise added to the standardised features while training."""
+    label_smoothing: float = 0.1
+    """How far the targets lie from 0 and 1 while training; it keeps few bags from being learnt by heart."""
+    balance: Literal["weights", "sampling", "none"] = "weights"
+    """Rare classes weigh more in the loss, are drawn more often, or neither."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    attention_rate: float = 3.0
+    """The attention learns at this multiple of the rate: it starts as the mean and has to get away from it."""
+    weight_decay: float = 1e-2
+    """Weight decay of AdamW."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of training; auto is bf16 for large steps where the hardware is fast at it. Scores are always
+    computed in fp32."""
+    grid: Path | None = None
+    """TOML file with lists of values to choose from, inside each training part, by its validation loss."""
+    permutations: int = 0
+    """Cross-validations with shuffled labels, for the null distribution of the score (0: none)."""
+    bootstrap: int = 2000
+    """Bootstrap samples (of patients) behind each 95 % interval."""
+    seed: int = 0
+    """Seed of folds, initial weights, order of bags and bootstrap."""
+    device: str = neutral("auto")
+    """auto (CUDA, else the CPU), cpu, cuda, cuda:1, ..."""
+    overwrite: bool = neutral(False)
+    """Train again a model that other settings or features made, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; raise ConfigError in the flag's own words."""
+        require(
+            self.model in MODELS or (self.model.startswith(FOREIGN) and self.model != FOREIGN),
+            f"--model {self.model}: unknown; wanted {', '.join(MODELS)}, or {FOREIGN}NAME.",
+        )
+        require(self.folds >= 2, f"--folds {self.folds}: at least 2 are needed to test on held-out patients.")
+        for name in _FRACTIONS:
+            value = getattr(self, name)
+            require(0 <= value < 1, f"{_flag(name)} {value}: must be at least 0 and below 1.")
+        for name in _COUNTS:
+            value = getattr(self, name)
+            require(value >= 1, f"{_flag(name)} {value}: must be at least 1.")
+        require(0 < self.val_fraction <= 0.5, f"--val-fraction {self.val_fraction}: above 0, at most 0.5.")
+        require(
+            self.bag_size == "full" or self.bag_size >= 1, f"--bag-size {self.bag_size}: at least 1, or full."
+        )
+        for name in ("learning_rate", "attention_rate"):
+            value = getattr(self, name)
+            require(value > 0, f"{_flag(name)} {value}: must be positive.")
+        for name in ("weight_decay", "feature_noise", "permutations"):
+            value = getattr(self, name)
+            require(value >= 0, f"{_flag(name)} {value}: must not be negative.")
+        require(self.bootstrap >= 100, f"--bootstrap {self.bootstrap}: at least 100 samples.")
+        self._check_task()
+        if self.name is not None:
+            check_name("--name", self.name)
+
+    def _check_task(self) -> None:
+        classes = ", ".join(self.classes)
+        require(
+            len(set(self.classes)) == len(self.classes) and all(self.classes),
+            f"--classes {classes}: each class once, and none empty.",
+        )
+        require(
+            self.task != "ordinal" or len(self.classes) >= 2,
+            "--task ordinal: needs --classes with the grades from lowest to highest, two or more.",
+        )
+        require(
+            not self.classes or self.task not in ("regression", "survival"),
+            f"--classes {classes}: --task {self.task} has no classes.",
+        )
+        require(
+            self.positive is None or self.task == "classification",
+            f"--positive {self.positive}: only --task classification has a positive label.",
+        )
+        require(
+            self.branches == "shared" or self.model in ("attention", "gated-attention"),
+            f"--branches class: --model {self.model} has no attention to branch.",
+        )
+        require(
+            self.patient_bags == "mean" or self.label_level == "patient",
+            "--patient-bags merge: a merged bag has one label; not with --label-level slide.",
+        )
+        require(
+            self.split != "column" or self.repeats == 1,
+            f"--repeats {self.repeats}: --split column has one set of folds.",
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
