@@ -16,9 +16,7 @@ FOREIGN = "torchmil:"
 """What the names of torchmil's models start with."""
 
 _FRACTIONS = ("dropout", "patch_dropout", "label_smoothing")
-_COUNTS = (
-    "hidden_dim", "attention_dim", "members", "epochs", "patience", "batch_size", "repeats", "time_bins",
-)  # fmt: skip
+_COUNTS = ("attention_dim", "members", "epochs", "patience", "batch_size", "repeats", "time_bins")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +71,17 @@ class TrainConfig:
     val_fraction: float = 0.2
     """Part of the training patients kept aside to choose a network's epoch; never a test patient."""
     hidden_dim: int = 64
-    """Width of the layer that each feature vector passes before pooling."""
+    """Width of the layer that each feature vector passes before pooling; 0 is no such layer."""
     attention_dim: int = 64
     """Width of the attention network (V and U in the paper)."""
     dropout: float = 0.25
     """Dropout after the hidden layer while training."""
     epochs: int = 30
-    """Most epochs of a network; the learning rate rises for a tenth of them, then falls to 0 (cosine)."""
+    """Most epochs of a network; in one it sees as many bags as there are to train on."""
     patience: int = 10
     """Stop a network when its validation loss has not improved for this many epochs."""
-    batch_size: int = 4
-    """Bags per step of training."""
+    batch_size: int | None = None
+    """Bags per step of training; default: 4, and 32 for Cox's likelihood, which compares patients of a step."""
     bag_size: int | Literal["full"] = 2048
     """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
     patch_dropout: float = 0.5
@@ -94,12 +92,18 @@ class TrainConfig:
     """How far the targets lie from 0 and 1 while training; it keeps few bags from being learnt by heart."""
     balance: Literal["weights", "sampling", "none"] = "weights"
     """Rare classes weigh more in the loss, are drawn more often, or neither."""
+    optimiser: Literal["adamw", "adam"] = "adamw"
+    """adam adds the weight decay to the gradient, as Ilse et al. had it; adamw keeps it apart."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate over the epochs: up for a tenth of them and down to 0 as a cosine, or always the same."""
+    stop_on: Literal["loss", "loss+error"] = "loss"
+    """What is lowest at the epoch that is kept: the validation loss, or that plus the share of wrong bags."""
     learning_rate: float = 1e-3
-    """Peak learning rate of AdamW."""
+    """Peak learning rate."""
     attention_rate: float = 3.0
     """The attention learns at this multiple of the rate: it starts as the mean and has to get away from it."""
     weight_decay: float = 1e-2
-    """Weight decay of AdamW."""
+    """Weight decay."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of training; auto is bf16 for large steps where the hardware is fast at it. Scores are always
     computed in fp32."""
@@ -128,7 +132,7 @@ class TrainConfig:
             require(0 <= value < 1, f"{_flag(name)} {value}: must be at least 0 and below 1.")
         for name in _COUNTS:
             value = getattr(self, name)
-            require(value >= 1, f"{_flag(name)} {value}: must be at least 1.")
+            require(value is None or value >= 1, f"{_flag(name)} {value}: must be at least 1.")
         require(0 < self.val_fraction <= 0.5, f"--val-fraction {self.val_fraction}: above 0, at most 0.5.")
         require(
             self.bag_size == "full" or self.bag_size >= 1, f"--bag-size {self.bag_size}: at least 1, or full."
@@ -136,7 +140,7 @@ class TrainConfig:
         for name in ("learning_rate", "attention_rate"):
             value = getattr(self, name)
             require(value > 0, f"{_flag(name)} {value}: must be positive.")
-        for name in ("weight_decay", "feature_noise", "permutations"):
+        for name in ("hidden_dim", "weight_decay", "feature_noise", "permutations"):
             value = getattr(self, name)
             require(value >= 0, f"{_flag(name)} {value}: must not be negative.")
         require(self.bootstrap >= 100, f"--bootstrap {self.bootstrap}: at least 100 samples.")
