@@ -8,7 +8,8 @@
     ├── FormatError (ValueError)      a file of ours, or of another tool, is not what it should be
     │   └── StaleOutputError          an output is there, made with other settings or inputs
     ├── LabelError (ValueError)       labels or a manifest do not fit the slides
-    └── StoreError (OSError)          an output cannot be written: disk full, read-only, no permission
+    ├── StoreError (OSError)          an output cannot be written: disk full, read-only, no permission
+    └── TrainingError (ArithmeticError)   a training came to nothing: its loss is no number any more
 
 A message says which file or field, what was found, what was wanted, and what to do. Errors of other
 libraries are translated with ``raise ... from``; the only broad catch is per slide, in ``parallel.py``.
@@ -41,3 +42,7 @@ class LabelError(WsiMilError, ValueError):
 
 class StoreError(WsiMilError, OSError):
     """An output cannot be written: the disk is full, read-only, or does not let us."""
+
+
+class TrainingError(WsiMilError, ArithmeticError):
+    """A training came to nothing: its loss is no number any more."""

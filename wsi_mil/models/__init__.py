@@ -1,0 +1,42 @@
+"""Multiple instance learning: bag -> prediction, always with the attention over the patches.
+
+``pooling`` has the paper's equations, ``network`` the layers around them, ``committee`` the model that is stored
+and used, ``tasks`` what its logits mean and how they are trained.
+"""
+
+from wsi_mil.models.committee import (
+    CHUNK,
+    MilModel,
+    Prediction,
+    build,
+    check_identity,
+    network,
+    restore,
+    safe_std,
+    tensors,
+)
+from wsi_mil.models.network import Front, Network
+from wsi_mil.models.pooling import AttentionPool, MaxPool, MeanPool, ScorePool
+from wsi_mil.models.tasks import TASKS, Task, make_task, task_of
+
+__all__ = [
+    "CHUNK",
+    "TASKS",
+    "AttentionPool",
+    "Front",
+    "MaxPool",
+    "MeanPool",
+    "MilModel",
+    "Network",
+    "Prediction",
+    "ScorePool",
+    "Task",
+    "build",
+    "check_identity",
+    "make_task",
+    "network",
+    "restore",
+    "safe_std",
+    "task_of",
+    "tensors",
+]

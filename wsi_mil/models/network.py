@@ -1,0 +1,138 @@
+"""One network: patches -> hidden vectors -> pooling -> logits.
+
+Comes in: standardised features (T, D) of several bags one below the other, and the bag of each (T,), -1 where a
+row is padding. Goes out: logits (B, C), and attention (T, A): one column for all outputs, or one for each. An
+encoder may stand in front, and is then trained with it. It knows no file, no label and no training.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from wsi_mil.errors import FormatError
+from wsi_mil.models.pooling import AttentionPool, MaxPool, MeanPool, ScorePool
+from wsi_mil.models.tasks import Activation, Cox, Ordinal, Regression, Task
+
+Front = Callable[[], nn.Module]
+"""Makes an encoder that stands in front of the bag: patches (T, ...) -> features (T, D)."""
+
+
+class Thresholds(nn.Module):
+    """From one score to K - 1 logits score - t_k with t_1 < t_2 < ...: the ordered grades share the score."""
+
+    def __init__(self, count: int) -> None:
+        """Make ``count`` thresholds, a unit apart."""
+        super().__init__()
+        self.first = nn.Parameter(torch.tensor([-(count - 1) / 2]))
+        self.steps = nn.Parameter(torch.full((count - 1,), 0.5413))  # softplus of it is 1
+
+    def forward(self, score_B1: Tensor) -> Tensor:
+        """Return the logits (B, K - 1) of P(y > k)."""
+        steps = torch.cat((self.first, functional.softplus(self.steps)))
+        return score_B1 - steps.cumsum(dim=0)
+
+
+class Network(nn.Module):
+    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one."""
+
+    def __init__(self, *, dim: int, hidden_dim: int, dropout: float, front: Front | None) -> None:
+        """Make the layer with random weights, drawn from torch's global generator."""
+        super().__init__()
+        self.front = front() if front else nn.Identity()
+        self.hidden = nn.Linear(dim, hidden_dim) if hidden_dim else None
+        self.dropout = nn.Dropout(dropout)
+
+    def embed(self, x_TD: Tensor) -> Tensor:
+        """Return the hidden vectors (T, H) of patches."""
+        h_TD: Tensor = self.front(x_TD)
+        if self.hidden is None:
+            return h_TD
+        hidden: Tensor = self.dropout(functional.relu(self.hidden(h_TD)))
+        return hidden
+
+    def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return logits (1, C) and attention (N, A) of one bag of any size, as ``forward`` gives them."""
+        raise NotImplementedError
+
+
+class EmbeddingNetwork(Network):
+    """Embedding-based: the hidden vectors are pooled, and the bag is classified."""
+
+    def __init__(self, task: Task, *, model: str, attention_dim: int, branches: str, **hidden: Any) -> None:
+        """Make the network with random weights, drawn from torch's global generator."""
+        super().__init__(**hidden)
+        dim = hidden["hidden_dim"] or hidden["dim"]
+        ordinal = isinstance(task, Ordinal)
+        outputs = 1 if ordinal else task.outputs
+        many = outputs if branches == "class" else 1
+        self.pool = _pool(model, dim, attention_dim, many)
+        self.classify = nn.Linear(dim, outputs)
+        self.thresholds = Thresholds(task.outputs) if ordinal else None
+
+    def forward(self, x_TD: Tensor, bag_T: Tensor, bags: int) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and attention (T, A)."""
+        z_BAH, a_TA = self.pool(self.embed(x_TD), members(bag_T, bags))
+        return self._outputs(z_BAH), a_TA
+
+    def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return logits (1, C) and attention (N, A) of one bag of any size."""
+        z_BAH, a_NA = self.pool.stream(lambda: (self.embed(x_TD) for x_TD in chunks()))
+        return self._outputs(z_BAH), a_NA
+
+    def _outputs(self, z_BAH: Tensor) -> Tensor:
+        if z_BAH.shape[1] == 1:
+            logits_BC: Tensor = self.classify(z_BAH[:, 0]).float()
+        else:
+            logits_BC = (z_BAH * self.classify.weight).sum(dim=2).float() + self.classify.bias
+        return logits_BC if self.thresholds is None else self.thresholds(logits_BC)
+
+
+class InstanceNetwork(Network):
+    """Instance-based: every patch has a score of its own, and the scores are pooled; g is the identity.
+
+    Two classes have one score, the probability of the positive; of more, each is scored against the rest.
+    The attention is the scores: a column for each output.
+    """
+
+    def __init__(self, task: Task, *, rule: Any, **hidden: Any) -> None:
+        """Make the network with random weights, drawn from torch's global generator."""
+        super().__init__(**hidden)
+        self.binary = task.activation == "softmax" and task.outputs == 2
+        ordinal = isinstance(task, Ordinal)
+        values = isinstance(task, Ordinal | Regression | Cox)
+        if values and rule == "noisy-or":
+            raise FormatError(f"model instance-noisy-or: pools probabilities, and task {task.kind} has values.")
+        activation: Activation = "identity" if values else "sigmoid"
+        self.score = nn.Linear(hidden["hidden_dim"] or hidden["dim"], 1 if self.binary or ordinal else task.outputs)
+        self.pool = ScorePool(rule, activation)
+        self.thresholds = Thresholds(task.outputs) if ordinal else None
+
+    def forward(self, x_TD: Tensor, bag_T: Tensor, bags: int) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and the scores (T, C) of the patches."""
+        return self._outputs(self.score(self.embed(x_TD)).float(), members(bag_T, bags))
+
+    def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
+        """Return logits (1, C) and the scores (N, C) of one bag of any size."""
+        logits_NO = torch.cat([self.score(self.embed(x_TD)).float() for x_TD in chunks()])
+        return self._outputs(logits_NO, logits_NO.new_ones((1, len(logits_NO)), dtype=torch.bool))
+
+    def _outputs(self, logits_TO: Tensor, in_BT: Tensor) -> tuple[Tensor, Tensor]:
+        bag_BO, score_TO = self.pool(logits_TO, in_BT), self.pool.scores(logits_TO)
+        if self.binary:
+            bag_BO = torch.cat((torch.zeros_like(bag_BO), bag_BO), dim=1)
+            score_TO = torch.cat((1 - score_TO, score_TO), dim=1)
+        return bag_BO if self.thresholds is None else self.thresholds(bag_BO), score_TO
+
+
+def members(bag_T: Tensor, bags: int) -> Tensor:
+    """Return (B, T): whether a patch is in a bag."""
+    return bag_T == torch.arange(bags, device=bag_T.device)[:, None]
+
+
+def _pool(model: str, dim: int, attention_dim: int, branches: int) -> nn.Module:
+    if model in ("gated-attention", "attention"):
+        return AttentionPool(dim, attention_dim, gated=model == "gated-attention", branches=branches)
+    return MeanPool() if model == "mean" else MaxPool()
