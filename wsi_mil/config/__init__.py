@@ -17,6 +17,7 @@ from wsi_mil.config.base import (
     location,
     record,
 )
+from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
@@ -45,6 +46,7 @@ __all__ = [
     "flag_of",
     "from_toml",
     "location",
+    "read_grid",
     "record",
     "to_toml",
     "toml_values",

@@ -134,8 +134,13 @@ def _draw(task: _Task) -> Mapping[str, Any] | None:
     if not len(features.coords):
         raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
     score = score_slide(features.features, chosen)
-    probabilities = dict(zip(head["classes"], np.round(score.probabilities, 6).tolist(), strict=True))
-    facts = {"model": task.name, "kind": head["model"], "drawn_by": words, "probabilities": probabilities}
+    facts = {
+        "model": task.name,
+        "kind": head["model"],
+        "drawn_by": words,
+        "task": head["task"]["task"],
+        "prediction": dict(zip(head["task"]["names"], np.round(score.prediction, 6).tolist(), strict=True)),
+    }
     heatmap = store.Heatmap(
         slide_id=task.slide_id,
         geometry=features.geometry,
@@ -169,8 +174,10 @@ def _write(
         geojson = render.to_geojson(features.coords, geometry, columns)
         (folder / "heatmap.geojson").write_text(geojson, encoding="utf-8")
         if top:
-            values = np.sort(score.attention)[::-1][: len(top)] * len(score.attention)
-            captions = [f"{rank}. {value:.2f} x mean" for rank, value in enumerate(values.tolist(), 1)]
+            instance = heatmap.facts["kind"].startswith("instance-")
+            values = np.sort(score.attention)[::-1][: len(top)] * (1 if instance else len(score.attention))
+            unit = "" if instance else " x mean"
+            captions = [f"{rank}. {value:.2f}{unit}" for rank, value in enumerate(values.tolist(), 1)]
             (folder / "top_patches.jpg").write_bytes(render.top_patches_jpeg(top, captions))
     return note
 
@@ -198,11 +205,13 @@ def _read_pictures(
 
 
 def _title(task: _Task, facts: Mapping[str, Any], note: str) -> str:
-    probabilities: dict[str, float] = facts["probabilities"]
-    predicted = max(probabilities, key=lambda name: probabilities[name])
+    prediction: dict[str, float] = facts["prediction"]
+    highest = max(prediction, key=lambda name: prediction[name])
+    value = f"{prediction[highest]:.2f}"
     label = f"label {task.prediction['label']}, " if task.prediction else ""
     lines = [
-        f"{task.slide_id}: {label}predicted {predicted} ({probabilities[predicted]:.2f})",
+        f"{task.slide_id}: {label}predicted "
+        + (value if facts["task"] in ("regression", "cox", "discrete") else f"{highest} ({value})"),
         f"attention of {task.name}, {facts['drawn_by']}",
     ]
     if note:

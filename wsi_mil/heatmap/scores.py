@@ -13,34 +13,48 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_mil.errors import FormatError
-from wsi_mil.models import MilModel
+from wsi_mil.models import MilModel, Task
 
 
 @dataclass(frozen=True)
 class SlideScore:
-    """``attention`` (N,) sums to 1 over the slide's patches; ``probabilities`` (C,) sum to 1."""
+    """What a model says of a slide: ``prediction`` (P,) as its task has it, and the attention behind it.
+
+    ``attention_CN`` has a row for each output; ``attention`` (N,) is the row that is drawn: that of the positive
+    of two classes, of the most probable of more. It sums to 1 over the slide's patches, but for instance-based
+    models, whose scores of the patches it holds.
+    """
 
     attention: NDArray[np.float32]
-    probabilities: NDArray[np.float32]
+    prediction: NDArray[np.float64]
+    attention_CN: NDArray[np.float32]
 
 
 @torch.inference_mode()
 def score_slide(features: NDArray[np.float16], models: MilModel | Sequence[MilModel]) -> SlideScore:
-    """Return the attention and the class probabilities of one slide; of several models, their mean.
+    """Return the attention and the prediction of one slide; of several models, their mean.
 
-    ``features`` is (N, D), as stored.
+    ``features`` is (N, D), as stored, and may be a memory map.
 
     Raises:
         FormatError: the slide has no patches.
     """
     if not len(features):
         raise FormatError("the slide has 0 patches: there is nothing to attend to.")
-    x_BND = torch.from_numpy(features.astype(np.float32))[None]
-    mask_BN = torch.ones(x_BND.shape[:2], dtype=torch.bool)
-    each = [model(x_BND, mask_BN) for model in ([models] if isinstance(models, MilModel) else models)]
-    attention_N = torch.stack([one.attention_BN[0] for one in each]).mean(dim=0)
-    probability_C = torch.stack([one.logits_BC[0].softmax(dim=0) for one in each]).mean(dim=0)
-    return SlideScore(attention_N.numpy(), probability_C.numpy())
+    several = [models] if isinstance(models, MilModel) else models
+    each = [model.bag(features) for model in several]
+    attention_CN = torch.stack([one.attention_BCN[0] for one in each]).mean(dim=0).numpy()
+    prediction = np.mean(
+        [model.task.predict(one.logits_BC)[0] for model, one in zip(several, each, strict=True)], axis=0
+    )
+    return SlideScore(attention_CN[_drawn(several[0].task, prediction)], prediction, attention_CN)
+
+
+def _drawn(task: Task, prediction: NDArray[np.float64]) -> int:
+    """Return which output's attention is drawn."""
+    if task.kind == "classification":
+        return 1 if len(prediction) == 2 else int(prediction.argmax())
+    return int(prediction.argmax()) if task.kind == "multilabel" else 0
 
 
 def scale(values: NDArray[np.float32], normalize: Literal["minmax", "percentile"]) -> NDArray[np.float32]:

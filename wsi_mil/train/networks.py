@@ -5,6 +5,7 @@ on. Goes out: its tensors and how the training went. It knows nothing of folds, 
 to go on after a kill it hands to a ``Memory``.
 """
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -61,8 +62,8 @@ class Memory(Protocol):
     def load(self) -> dict[str, Any] | None:
         """Return what was kept last, or None."""
 
-    def save(self, state: Callable[[], dict[str, Any]]) -> None:
-        """Keep the state that the function returns, if it is time to."""
+    def save(self, state: Callable[[], dict[str, Any]], last: bool = False) -> None:
+        """Keep the state that the function returns, if it is time to or the ``last``."""
 
 
 @dataclass
@@ -132,7 +133,7 @@ class Training:
             if report is not None:
                 report(len(self.jobs))
             if memory is not None:
-                memory.save(self.state)
+                memory.save(self.state, last=self._over() or self.progress.epoch == self.config.epochs)
         return [self._trained(m) for m in range(len(self.jobs))]
 
     def _epoch(self) -> list[float]:
@@ -254,7 +255,8 @@ class Training:
             "kept": self.kept,
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "draws": [rng.bit_generator.state for rng in self.draws],
+            # As text: the numbers have 128 bits.
+            "draws": [json.dumps(rng.bit_generator.state) for rng in self.draws],
             "streams": [stream.waiting.tolist() for stream in self.streams],
             "generator": self.generator.get_state(),
             "torch": torch.get_rng_state(),
@@ -269,7 +271,7 @@ class Training:
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         for rng, each in zip(self.draws, state["draws"], strict=True):
-            rng.bit_generator.state = each
+            rng.bit_generator.state = json.loads(each)
         for stream, waiting in zip(self.streams, state["streams"], strict=True):
             stream.waiting = np.array(waiting, np.int64)
         self.generator.set_state(state["generator"])

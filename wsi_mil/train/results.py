@@ -3,9 +3,8 @@
 Comes in: the trained folds of a cohort. Goes out: one folder that appears whole. It trains nothing.
 """
 
-import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +16,16 @@ from wsi_mil import config as configs
 from wsi_mil import metrics, models, store
 from wsi_mil.config import TrainConfig
 from wsi_mil.train.bags import Cohort
-from wsi_mil.train.fit import Fitted
+from wsi_mil.train.crossval import FoldResult, Plan
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainedFold:
-    """One fold: who was where, the model with its head, and the probabilities (T, C) of the test rows."""
+class Null:
+    """The leading score of cross-validations with shuffled labels."""
 
-    fold: metrics.Fold
-    vals: list[NDArray[np.int64]]
-    head: dict[str, Any]
-    fitted: Fitted
-    probability_TC: NDArray[np.float64]
+    values: list[float]
 
 
 def write_model(
@@ -38,87 +33,148 @@ def write_model(
     config: TrainConfig,
     cohort: Cohort,
     record: dict[str, Any],
-    kind: str,
-    trained: list[TrainedFold],
+    plan: Plan,
+    results: Sequence[FoldResult],
+    null: Null | None = None,
 ) -> None:
-    """Write the model's folder, in place of an older one; ``kind`` is how the folds were made."""
-    probability = [f"probability_{name}" for name in cohort.classes]
+    """Write the model's folder, in place of an older one."""
+    names = cohort.targets.names
+    values = [f"probability_{name}" for name in names] if _has_classes(cohort) else list(names)
     with store.atomic_folder(output) as folder:
         (folder / "config.toml").write_text(configs.to_toml(config), encoding="utf-8")
-        for number, each in enumerate(trained):
-            path = folder / f"fold_{number}.safetensors"
-            store.write_fold(path, models.tensors(each.fitted.model), each.head)
-        store.write_csv(
-            folder / "splits.csv", ("fold", "member", "slide_id", "role"), _split_rows(cohort, trained)
-        )
-        store.write_csv(
-            folder / "predictions.csv",
-            ("slide_id", "patient_id", "label", "fold", "predicted", *probability),
-            _prediction_rows(cohort, trained),
-        )
-        content = _scores(config, cohort, record, kind, trained)
+        for number, each in enumerate(results):
+            store.write_fold(
+                folder / f"fold_{number}.safetensors", models.tensors(each.fitted.model), each.fitted.head
+            )
+        columns = ("repeat", "fold", "member", "slide_id", "role")
+        store.write_csv(folder / "splits.csv", columns, _split_rows(cohort, results))
+        columns = ("repeat", "fold", "slide_id", "patient_id", "label", "predicted", *values)
+        store.write_csv(folder / "predictions.csv", columns, _prediction_rows(cohort, results, values))
+        columns = ("fold", "member", "epoch", "train_loss", "val_loss")
+        store.write_csv(folder / "history.csv", columns, _history_rows(results))
+        content = _content(config, cohort, record, plan, results, null)
         (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _split_rows(cohort: Cohort, trained: list[TrainedFold]) -> list[dict[str, object]]:
+def leading_score(config: TrainConfig, cohort: Cohort, results: Sequence[FoldResult]) -> float:
+    """Return the task's main score over the tested bags of all folds."""
+    targets, prediction, _ = _units(config, cohort, results)
+    value = metrics.score(_task(cohort), metrics.LEADING[_task(cohort)], targets, prediction)
+    if value is None:
+        raise ValueError("the tested bags hold one class only: nothing can be scored")
+    return value
+
+
+def _task(cohort: Cohort) -> metrics.Task:
+    return cohort.targets.task  # type: ignore[return-value]
+
+
+def _has_classes(cohort: Cohort) -> bool:
+    return cohort.targets.task in ("classification", "multilabel", "ordinal")
+
+
+def _split_rows(cohort: Cohort, results: Sequence[FoldResult]) -> list[dict[str, object]]:
     """Return one row per fold, member and slide: what the slide was to that member."""
     return [
-        {"fold": number, "member": member, "slide_id": cohort.bags[i].slide_id, "role": role}
-        for number, each in enumerate(trained)
+        {"repeat": each.fold.repeat, "fold": number, "member": member, "slide_id": slide_id, "role": role}
+        for number, each in enumerate(results)
         for member, val in enumerate(each.vals)
-        for role, rows in (
+        for role, bags in (
             ("train", np.setdiff1d(each.fold.train, val)),
             ("val", val),
             ("test", each.fold.test),
         )
-        for i in rows
+        for b in bags
+        for slide_id in cohort.bags[b].slide_ids
     ]
 
 
-def _prediction_rows(cohort: Cohort, trained: list[TrainedFold]) -> list[dict[str, object]]:
-    """Return one row per tested slide, in the order of the slide ids, by the model that never saw it."""
-    rows: dict[int, dict[str, object]] = {}
-    for number, each in enumerate(trained):
-        for i, probability_C in zip(each.fold.test.tolist(), each.probability_TC, strict=True):
-            rows[i] = {
-                "slide_id": cohort.bags[i].slide_id,
-                "patient_id": cohort.labels.patient_ids[i],
-                "label": cohort.labels.labels[i],
-                "fold": number,
-                "predicted": cohort.classes[int(probability_C.argmax())],
-            } | {
-                f"probability_{name}": f"{value:.6f}"
-                for name, value in zip(cohort.classes, probability_C, strict=True)
-            }
-    return [rows[i] for i in sorted(rows)]
+def _prediction_rows(
+    cohort: Cohort, results: Sequence[FoldResult], values: Sequence[str]
+) -> list[dict[str, object]]:
+    """Return one row per repeat and tested slide, by the model that never saw it, in the order of the ids."""
+    rows: dict[tuple[int, str], dict[str, object]] = {}
+    for number, each in enumerate(results):
+        for b, prediction_P in zip(each.fold.test.tolist(), each.prediction_TP, strict=True):
+            said = {name: f"{value:.6f}" for name, value in zip(values, prediction_P, strict=True)}
+            for slide_id in cohort.bags[b].slide_ids:
+                rows[each.fold.repeat, slide_id] = {
+                    "repeat": each.fold.repeat,
+                    "fold": number,
+                    "slide_id": slide_id,
+                    "patient_id": cohort.labels.patient_ids[b],
+                    "label": cohort.labels.labels[b],
+                    "predicted": _predicted(cohort, prediction_P),
+                } | said
+    return [rows[key] for key in sorted(rows)]
 
 
-def _scores(
-    config: TrainConfig, cohort: Cohort, record: dict[str, Any], kind: str, trained: list[TrainedFold]
+def _predicted(cohort: Cohort, prediction_P: NDArray[np.float64]) -> str:
+    """Return the prediction in the words of the label; a risk has none."""
+    names, task = cohort.targets.names, cohort.targets.task
+    if task == "multilabel":
+        return ";".join(n for n, p in zip(names, prediction_P, strict=True) if p > 0.5) or "none"
+    if task == "regression":
+        return f"{prediction_P[0]:.6g}"
+    return "" if task == "survival" else names[int(prediction_P.argmax())]
+
+
+def _history_rows(results: Sequence[FoldResult]) -> list[dict[str, object]]:
+    return [
+        {
+            "fold": number,
+            "member": member,
+            "epoch": epoch + 1,
+            "train_loss": _round(loss),
+            "val_loss": _round(each.val_losses[epoch]) if epoch < len(each.val_losses) else "",
+        }
+        for number, result in enumerate(results)
+        for member, each in enumerate(result.fitted.members)
+        for epoch, loss in enumerate(each.train_losses)
+    ]
+
+
+def _content(
+    config: TrainConfig,
+    cohort: Cohort,
+    record: dict[str, Any],
+    plan: Plan,
+    results: Sequence[FoldResult],
+    null: Null | None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json: nothing in it depends on when, where or how fast it was made."""
-    tested = np.concatenate([each.fold.test for each in trained])
-    probability_NC = np.concatenate([each.probability_TC for each in trained])
-    codes, probability, patients = _units(config, cohort, tested, probability_NC)
-    scores = metrics.with_intervals(codes, probability, patients, samples=config.bootstrap, seed=config.seed)
+    task, names = _task(cohort), cohort.targets.names
+    targets, prediction, patients = _units(config, cohort, results)
+    scores = metrics.with_intervals(
+        task, targets, prediction, patients, samples=config.bootstrap, seed=config.seed
+    )
+    tested = sorted({int(b) for each in results for b in each.fold.test})
     return (
         {
             "format": "wsi-mil metrics",
             "format_version": FORMAT_VERSION,
+            "task": task,
             "model": config.model,
-            "classes": list(cohort.classes),
-            "positive": cohort.classes[1] if len(cohort.classes) == 2 else None,
+            "names": list(names),
+            "positive": names[1] if task == "classification" and len(names) == 2 else None,
             "unit": config.label_level,
-            "n_slides": len(tested),
-            "n_patients": len({cohort.labels.patient_ids[i] for i in tested}),
-            "n_per_class": dict(zip(cohort.classes, np.bincount(codes).tolist(), strict=True)),
+            "n_slides": sum(len(cohort.bags[b].slide_ids) for b in tested),
+            "n_patients": len({cohort.labels.patient_ids[b] for b in tested}),
         }
-        | {name: _rounded(dataclasses.asdict(score)) for name, score in scores.items()}
+        | _counts(config, cohort, tested)
         | {
+            "leading": metrics.LEADING[task],
+            "scores": {name: _interval(each) for name, each in scores.items()},
             "interval": "95 % percentile bootstrap over patients",
             "bootstrap": config.bootstrap,
-            "split": kind,
-            "folds": [_fold_scores(config, cohort, number, each) for number, each in enumerate(trained)],
+            "split": plan.kind,
+            "repeats": config.repeats,
+            "spread": _spread(config, cohort, results),
+        }
+        | _calibration(cohort, results)
+        | _null(null, scores[metrics.LEADING[task]].value)
+        | {
+            "folds": [_fold_scores(config, cohort, number, each) for number, each in enumerate(results)],
             "left_out": [
                 {"slide_id": each.slide_id, "status": each.status, "reason": each.reason}
                 for each in cohort.left_out
@@ -132,34 +188,104 @@ def _scores(
     )
 
 
-def _fold_scores(config: TrainConfig, cohort: Cohort, number: int, each: TrainedFold) -> dict[str, Any]:
-    codes, probability, _ = _units(config, cohort, each.fold.test, each.probability_TC)
+def _counts(config: TrainConfig, cohort: Cohort, tested: Sequence[int]) -> dict[str, Any]:
+    """Return how many scored units each class has; of survival how many events."""
+    values, names = cohort.targets.values, cohort.targets.names
+    firsts: dict[object, int] = {}
+    for b in tested:
+        firsts.setdefault(cohort.labels.patient_ids[b] if config.label_level == "patient" else b, b)
+    of_units = values[list(firsts.values())]
+    if cohort.targets.task == "multilabel":
+        return {"n_per_class": dict(zip(names, of_units.sum(axis=0).astype(int).tolist(), strict=True))}
+    if _has_classes(cohort):
+        counts = np.bincount(of_units.astype(np.int64), minlength=len(names)).tolist()
+        return {"n_per_class": dict(zip(names, counts, strict=True))}
+    return {"n_events": int(of_units[:, 1].sum())} if cohort.targets.task == "survival" else {}
+
+
+def _spread(config: TrainConfig, cohort: Cohort, results: Sequence[FoldResult]) -> dict[str, list[Any]]:
+    """Return the leading score of each repeat: how much the draw of the folds and weights matters."""
+    name = metrics.LEADING[_task(cohort)]
+    repeats = sorted({each.fold.repeat for each in results})
+    values = []
+    for repeat in repeats:
+        units = _units(config, cohort, [each for each in results if each.fold.repeat == repeat])
+        values.append(_round(metrics.score(_task(cohort), name, *units[:2])))
+    return {name: values}
+
+
+def _calibration(cohort: Cohort, results: Sequence[FoldResult]) -> dict[str, Any]:
+    """Return the temperature for new slides, and how calibrated it makes slides it was not fitted on."""
+    if cohort.targets.task != "classification":
+        return {}
+    logits = np.concatenate([each.logits_TC for each in results])
+    codes = np.concatenate([cohort.targets.values[each.fold.test] for each in results])
+    folds = np.concatenate([np.full(len(each.fold.test), k) for k, each in enumerate(results)])
+    calibrated = metrics.crossfitted_temperature(logits, codes, folds)
+    return {
+        "temperature": _round(metrics.fit_temperature(logits, codes)),
+        "calibrated": {
+            "ece": _round(metrics.ece(codes, calibrated)),
+            "brier": _round(metrics.brier(codes, calibrated)),
+        },
+    }
+
+
+def _null(null: Null | None, value: float) -> dict[str, Any]:
+    if null is None:
+        return {}
+    p = metrics.permutation_p(value, np.array(null.values))
+    return {
+        "null": {
+            "permutations": len(null.values),
+            "values": [_round(each) for each in null.values],
+            "p": _round(p),
+        }
+    }
+
+
+def _fold_scores(config: TrainConfig, cohort: Cohort, number: int, each: FoldResult) -> dict[str, Any]:
+    targets, prediction, _ = _units(config, cohort, [each])
+    name = metrics.LEADING[_task(cohort)]
+    slides: Callable[[NDArray[np.int64]], int] = lambda bags: sum(len(cohort.bags[b].slide_ids) for b in bags)  # noqa: E731
     return {
         "fold": number,
-        "n_train_slides": len(each.fold.train),
-        "n_test_slides": len(each.fold.test),
-        "n_test_patients": len({cohort.labels.patient_ids[i] for i in each.fold.test}),
-        # None where the fold tests one class only; the pooled score above is defined all the same.
-        "auroc": _round(metrics.auroc(codes, probability)),
-        "balanced_accuracy": _round(metrics.balanced_accuracy(codes, probability)),
+        "repeat": each.fold.repeat,
+        "n_train_slides": slides(each.fold.train),
+        "n_test_slides": slides(each.fold.test),
+        "n_test_patients": len({cohort.labels.patient_ids[b] for b in each.fold.test}),
+        # None where it is not defined, as for a fold that tests one class only; the pooled score still is.
+        name: _round(metrics.score(_task(cohort), name, targets, prediction)),
         "epochs": each.fitted.epochs,
         "val_losses": [_round(loss) for loss in each.fitted.val_losses],
+        "chosen": each.chosen,
     }
 
 
 def _units(
-    config: TrainConfig, cohort: Cohort, rows: NDArray[np.int64], probability_NC: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64], list[str]]:
-    """Return codes, probabilities and patients of the scored units: slides, or patients by their mean."""
-    patients = [cohort.labels.patient_ids[i] for i in rows]
-    if config.label_level == "slide":
-        return cohort.codes_N[rows], probability_NC, patients
-    return metrics.by_patient(cohort.codes_N[rows], probability_NC, patients)
+    config: TrainConfig, cohort: Cohort, results: Sequence[FoldResult]
+) -> tuple[NDArray[Any], NDArray[np.float64], list[str]]:
+    """Return targets, predictions and patients of the scored units of all folds.
+
+    Units are slides, or patients with the mean of their slides; each repeat has its own.
+    """
+    parts = []
+    for repeat in sorted({each.fold.repeat for each in results}):
+        some = [each for each in results if each.fold.repeat == repeat]
+        at = np.concatenate([each.fold.test for each in some])
+        unit = (
+            cohort.targets.values[at],
+            np.concatenate([each.prediction_TP for each in some]),
+            [cohort.labels.patient_ids[b] for b in at],
+        )
+        parts.append(unit if config.label_level == "slide" else metrics.by_patient(*unit))
+    targets, predictions, patients = zip(*parts, strict=True)
+    return np.concatenate(targets), np.concatenate(predictions), [p for each in patients for p in each]
+
+
+def _interval(each: metrics.Interval) -> dict[str, float | None]:
+    return {"value": _round(each.value), "low": _round(each.low), "high": _round(each.high)}
 
 
 def _round(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
-
-
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, 6) for name, value in values.items()}
+    return None if value is None else round(float(value), 6)
