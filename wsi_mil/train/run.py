@@ -23,7 +23,7 @@ from wsi_mil.train.bags import Cohort, read_cohort
 from wsi_mil.train.crossval import FoldResult, Grid, Plan, cross_validate
 from wsi_mil.train.memory import Work
 from wsi_mil.train.patches import Patches
-from wsi_mil.train.plan import make_plan, shuffled
+from wsi_mil.train.plan import make_plan, shuffled, with_values
 from wsi_mil.train.results import Null, leading_score, write_model
 
 _COLUMNS = ("slide_id", "status", "seconds", "patient_id", "label", "fold", "patches", "reason")
@@ -130,9 +130,10 @@ def _train(
         results = trained(cohort.targets.values, work)
         values = []
         for number in range(config.permutations):
-            targets = shuffled(cohort, plan, np.random.default_rng([config.seed, number, 7]))
+            rng = np.random.default_rng([config.seed, number, 7])
+            targets = shuffled(cohort, plan, rng, by_slide=config.label_level == "slide")
             again = trained(targets, work.part(f"permutation-{number}"))
-            values.append(leading_score(config, cohort.with_values(targets), again))
+            values.append(leading_score(config, with_values(cohort, targets), again))
     _say(config, results)
     return results, Null(values=values) if values else None
 
