@@ -203,12 +203,12 @@ def test_tied_maxima_share_the_attention():
 def test_scores_far_from_one_half_do_not_saturate():
     """Probabilities of a patch that are 0 or 1 in float32 keep their order in the bag's logit."""
     z_TO, all_of_it = torch.tensor([[40.0], [30.0]]), torch.ones(1, 2, dtype=torch.bool)
-    for rule, wanted in [("max", 40.0), ("mean", 30 + np.log(2)), ("noisy-or", 70.0)]:
-        for sign in (1, -1):
-            if sign == -1:
-                wanted = {"max": -30.0, "mean": -30 - np.log(2), "noisy-or": -30.0}[rule]
+    high = {"max": 40.0, "mean": 30 + np.log(2), "noisy-or": 70.0}
+    low = {"max": -30.0, "mean": -30 - np.log(2), "noisy-or": -30.0}
+    for sign, wanted in ((1, high), (-1, low)):
+        for rule, value in wanted.items():
             got = float(models.ScorePool(rule, "sigmoid")(sign * z_TO, all_of_it))
-            assert got == pytest.approx(wanted, abs=0.01), (rule, sign)
+            assert got == pytest.approx(value, abs=0.01), (rule, sign)
 
 
 def test_a_bag_without_patches_is_refused():
@@ -302,4 +302,3 @@ if {whole}:
     assert peak < 4
     assert logits < 1e-5
     assert attention < 1e-5, "relative to the mean attention"
-

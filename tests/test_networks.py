@@ -85,7 +85,8 @@ def test_the_stored_loss_is_that_of_the_weights_kept():
     for member, val, loss in zip(fitted.model.members, vals, fitted.val_losses, strict=True):
         with torch.inference_mode():
             logits = [
-                member.whole(lambda i=i: [fitted.model.standardise(torch.from_numpy(bags[i]))])[0] for i in val
+                member.whole(lambda i=i: [fitted.model.standardise(torch.from_numpy(bags[i]))])[0]
+                for i in val
             ]
         wanted = torch.nn.functional.cross_entropy(torch.cat(logits), torch.from_numpy(codes[val]))
         assert loss == pytest.approx(float(wanted), abs=1e-5)
@@ -110,7 +111,9 @@ def test_rare_classes_count_as_much(balance):
 def test_a_loss_that_is_no_number_stops_with_epoch_and_cause():
     bags, codes = drawn()
     config = recipe(learning_rate=1e30, epochs=9)
-    with pytest.raises(TrainingError, match=r"became (nan|inf) in epoch \d.*--learning-rate is 1e\+30; try a tenth"):
+    with pytest.raises(
+        TrainingError, match=r"became (nan|inf) in epoch \d.*--learning-rate is 1e\+30; try a tenth"
+    ):
         train.fit(bags, codes, head=head(config), vals=[np.array([0, 1])], config=config, seed=0)
 
 
@@ -149,7 +152,11 @@ def test_a_killed_training_goes_on_where_it_was_to_the_same_end(tmp_path, monkey
         again = training().run(Work(tmp_path / "w", {"a": 1}).memory("0"), done.append)
     assert len(done) == 8 - 4, "the first four epochs were not made again"
     for one, other in zip(again, whole, strict=True):
-        assert (one.epoch, one.val_losses, one.train_losses) == (other.epoch, other.val_losses, other.train_losses)
+        assert (one.epoch, one.val_losses, one.train_losses) == (
+            other.epoch,
+            other.val_losses,
+            other.train_losses,
+        )
         for name, each in other.state.items():
             assert torch.equal(one.state[name], each), name
     # Finished: nothing is trained again. Another record: nothing of it is used.

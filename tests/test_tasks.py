@@ -17,7 +17,9 @@ def task_of(kind, names="abc", **more):
 def loss(task, logits, targets, weights=None, smoothing=0.0):
     """Return the loss (M,) for logits (M, B, C) and the same targets (B, ...) for every network."""
     logits = torch.as_tensor(logits, dtype=torch.float32)
-    encoded = task.encode(np.asarray(targets)).expand(len(logits), *[-1] * task.encode(np.asarray(targets)).ndim)
+    encoded = task.encode(np.asarray(targets)).expand(
+        len(logits), *[-1] * task.encode(np.asarray(targets)).ndim
+    )
     weights = torch.ones(logits.shape[:2]) if weights is None else torch.as_tensor(weights).float()
     return task.loss(logits, encoded, weights, smoothing)
 
@@ -78,12 +80,18 @@ def test_discrete_time_is_the_likelihood_of_what_was_seen(seed):
     np.testing.assert_allclose(loss(task, logits, targets), [np.mean(parts)], rtol=1e-5)
     survival = task.survival(torch.from_numpy(logits[0]))
     np.testing.assert_allclose(survival, np.cumprod(1 - h, axis=1), atol=1e-6)
-    np.testing.assert_allclose(task.predict(torch.from_numpy(logits[0]))[:, 0], -survival.sum(axis=1), atol=1e-6)
+    np.testing.assert_allclose(
+        task.predict(torch.from_numpy(logits[0]))[:, 0], -survival.sum(axis=1), atol=1e-6
+    )
 
 
 def test_classification_weighs_and_smooths():
     rng = np.random.default_rng(1)
-    logits, codes, weights = rng.normal(size=(2, 5, 3)), np.array([0, 1, 2, 2, 0]), rng.uniform(0.5, 2, (2, 5))
+    logits, codes, weights = (
+        rng.normal(size=(2, 5, 3)),
+        np.array([0, 1, 2, 2, 0]),
+        rng.uniform(0.5, 2, (2, 5)),
+    )
     got = loss(task_of("classification"), logits, codes, weights, smoothing=0.3)
     for m in range(2):
         logp = logits[m] - np.log(np.exp(logits[m]).sum(axis=1, keepdims=True))
@@ -130,7 +138,8 @@ def test_grades_are_probabilities_in_order():
 
 
 @pytest.mark.parametrize(
-    ("kind", "names"), [("classification", "abc"), ("multilabel", "abc"), ("regression", "v"), ("ordinal", "abcd")]
+    ("kind", "names"),
+    [("classification", "abc"), ("multilabel", "abc"), ("regression", "v"), ("ordinal", "abcd")],
 )
 def test_a_committee_says_the_mean_of_its_members(kind, names):
     task = task_of(kind, names)

@@ -21,7 +21,8 @@ CHOOSABLE = (
 
 
 def read_grid(config: TrainConfig) -> list[dict[str, Json]]:
-    """Return every combination of the values in ``config.grid``; one that changes nothing where there is none.
+    """Return every combination of the values in ``config.grid``; one that changes nothing where there is
+    none.
 
     Raises:
         ConfigError: no such file, no TOML, a key that cannot be varied, an empty list, or a value that the

@@ -32,9 +32,9 @@ class TrainConfig:
     name: str | None = neutral(None)
     """Name of the model's folder under RUN/models; default: that of --model."""
     task: Literal["classification", "multilabel", "ordinal", "regression", "survival"] = "classification"
-    """What a label is: one of several classes; any number of them, joined by ';' (multilabel); a grade, one of
-    ordered classes (ordinal, with --classes); a number (regression); a time and whether the event was seen
-    then (survival)."""
+    """What a label is: one of several classes; any number of them, joined by ';' (multilabel); a grade, one
+    of ordered classes (ordinal, with --classes); a number (regression); a time and whether the event was
+    seen then (survival)."""
     classes: tuple[str, ...] = ()
     """The classes in their order (ordinal needs it); default: sorted. Other labels are an error."""
     positive: str | None = None
@@ -81,7 +81,7 @@ class TrainConfig:
     patience: int = 10
     """Stop a network when its validation loss has not improved for this many epochs."""
     batch_size: int | None = None
-    """Bags per step of training; default: 4, and 32 for Cox's likelihood, which compares patients of a step."""
+    """Bags per step of training; default: 4, and 32 for Cox's likelihood, which compares those of a step."""
     bag_size: int | Literal["full"] = 2048
     """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
     patch_dropout: float = 0.5
@@ -101,12 +101,12 @@ class TrainConfig:
     learning_rate: float = 1e-3
     """Peak learning rate."""
     attention_rate: float = 3.0
-    """The attention learns at this multiple of the rate: it starts as the mean and has to get away from it."""
+    """The attention learns at this multiple of the rate: it starts as the mean, and has to leave it."""
     weight_decay: float = 1e-2
     """Weight decay."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of training; auto is bf16 for large steps where the hardware is fast at it. Scores are always
-    computed in fp32."""
+    """Arithmetic of training; auto is bf16 for large steps where the hardware is fast at it. Scores are
+    always computed in fp32."""
     grid: Path | None = None
     """TOML file with lists of values to choose from, inside each training part, by its validation loss."""
     permutations: int = 0

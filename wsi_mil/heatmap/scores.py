@@ -20,9 +20,9 @@ from wsi_mil.models import MilModel, Task
 class SlideScore:
     """What a model says of a slide: ``prediction`` (P,) as its task has it, and the attention behind it.
 
-    ``attention_CN`` has a row for each output; ``attention`` (N,) is the row that is drawn: that of the positive
-    of two classes, of the most probable of more. It sums to 1 over the slide's patches, but for instance-based
-    models, whose scores of the patches it holds.
+    ``attention_CN`` has a row for each output; ``attention`` (N,) is the row that is drawn: that of the
+    positive of two classes, of the most probable of more. It sums to 1 over the slide's patches, but for
+    instance-based models, whose scores of the patches it holds.
     """
 
     attention: NDArray[np.float32]

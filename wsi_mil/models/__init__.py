@@ -1,7 +1,7 @@
 """Multiple instance learning: bag -> prediction, always with the attention over the patches.
 
-``pooling`` has the paper's equations, ``network`` the layers around them, ``committee`` the model that is stored
-and used, ``tasks`` what its logits mean and how they are trained.
+``pooling`` has the paper's equations, ``network`` the layers around them, ``committee`` the model that is
+stored and used, ``tasks`` what its logits mean and how they are trained.
 """
 
 from wsi_mil.models.committee import (

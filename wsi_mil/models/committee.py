@@ -1,7 +1,8 @@
 """The model that is trained, stored and used: a committee of equal networks and their standardisation.
 
-Comes in: bags of raw features, padded (B, N, D) with a mask, or one by one and of any size. Goes out: logits and
-attention. A model is rebuilt from its tensors and its head, a JSON dict that says what it is. It knows no file.
+Comes in: bags of raw features, padded (B, N, D) with a mask, or one by one and of any size. Goes out: logits
+and attention. A model is rebuilt from its tensors and its head, a JSON dict that says what it is. It knows no
+file.
 """
 
 from collections.abc import Iterator, Mapping

@@ -1,8 +1,8 @@
 """One network: patches -> hidden vectors -> pooling -> logits.
 
-Comes in: standardised features (T, D) of several bags one below the other, and the bag of each (T,), -1 where a
-row is padding. Goes out: logits (B, C), and attention (T, A): one column for all outputs, or one for each. An
-encoder may stand in front, and is then trained with it. It knows no file, no label and no training.
+Comes in: standardised features (T, D) of several bags one below the other, and the bag of each (T,), -1 where
+a row is padding. Goes out: logits (B, C), and attention (T, A): one column for all outputs, or one for each.
+An encoder may stand in front, and is then trained with it. It knows no file, no label and no training.
 """
 
 from collections.abc import Callable, Iterable
@@ -104,9 +104,13 @@ class InstanceNetwork(Network):
         ordinal = isinstance(task, Ordinal)
         values = isinstance(task, Ordinal | Regression | Cox)
         if values and rule == "noisy-or":
-            raise FormatError(f"model instance-noisy-or: pools probabilities, and task {task.kind} has values.")
+            raise FormatError(
+                f"model instance-noisy-or: pools probabilities, and task {task.kind} has values."
+            )
         activation: Activation = "identity" if values else "sigmoid"
-        self.score = nn.Linear(hidden["hidden_dim"] or hidden["dim"], 1 if self.binary or ordinal else task.outputs)
+        self.score = nn.Linear(
+            hidden["hidden_dim"] or hidden["dim"], 1 if self.binary or ordinal else task.outputs
+        )
         self.pool = ScorePool(rule, activation)
         self.thresholds = Thresholds(task.outputs) if ordinal else None
 

@@ -1,8 +1,8 @@
 """From patches to bags: attention, mean and maximum of hidden vectors, and the pooling of scores.
 
-Comes in: hidden vectors (T, H) or scores (T, O) of the patches of several bags, one below the other, and which
-patch is in which bag (B, T). Goes out: bags, and what each patch had to do with them. It knows no task and no
-training. Ragged bags need no padding; rows that are in no bag are ignored. Everything works under
+Comes in: hidden vectors (T, H) or scores (T, O) of the patches of several bags, one below the other, and
+which patch is in which bag (B, T). Goes out: bags, and what each patch had to do with them. It knows no task
+and no training. Ragged bags need no padding; rows that are in no bag are ignored. Everything works under
 ``torch.func.vmap``, by which several networks are trained at once.
 
 Every pool has ``stream`` for one bag of any size: it takes a function that yields the chunks of the bag anew
@@ -136,11 +136,11 @@ class MaxPool(nn.Module):
 
 
 class ScorePool(nn.Module):
-    """Pooling of the patches' own scores (instance level): theta(X) = sigma(f(x_1), ..., f(x_K)), g = identity.
+    """Pooling of the patches' own scores (instance level): theta(X) = sigma(f(x_1), ..., f(x_K)).
 
     Of probabilities p_k (``activation`` sigmoid): max; mean; noisy-or, 1 - prod_k (1 - p_k); lse,
-    log(mean_k exp(r p_k)) / r with r = 5. Of values (identity): max, mean and lse of the values. Computed with
-    logarithms of probabilities, so that nothing saturates.
+    log(mean_k exp(r p_k)) / r with r = 5. Of values (identity): max, mean and lse of the values. Computed
+    with logarithms of probabilities, so that nothing saturates.
 
     Sources: Ilse et al. 2018, section 2.2 (max, mean); Maron & Lozano-Perez, NeurIPS 1998 (noisy-or);
     Ramon & De Raedt, ICML workshop 2000 (log-sum-exp).
@@ -177,7 +177,7 @@ class ScorePool(nn.Module):
         if self.rule == "mean":
             return log_total(functional.logsigmoid(logits_TO)) - log_total(functional.logsigmoid(-logits_TO))
         if self.rule == "noisy-or":
-            none_BO = total(functional.logsigmoid(-logits_TO)).clamp(max=-1e-7)
+            none_BO = total(functional.logsigmoid(-logits_TO)).clamp(max=-1e-30)
             return torch.log(-torch.expm1(none_BO)) - none_BO
         p_BO = (log_total(_SHARPNESS * logits_TO.sigmoid()) - count_B1.log()) / _SHARPNESS
         return torch.logit(p_BO, eps=1e-6)

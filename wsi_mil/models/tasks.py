@@ -1,12 +1,13 @@
 """What a task asks of a model: how many logits, which loss, and what the logits mean.
 
-Comes in: logits and targets. Goes out: losses, and predictions in the task's own units. What a task learns from
-the targets of its training part (intervals of time, the scale of a number) is part of it and kept in the
+Comes in: logits and targets. Goes out: losses, and predictions in the task's own units. What a task learns
+from the targets of its training part (intervals of time, the scale of a number) is part of it and kept in the
 model's head. It knows no network.
 
-Targets come as (N,) classes, grades or values, (N, L) zeros and ones of multilabel, or (N, 2) time and event of
-survival; ``encode`` makes of them what the loss wants. Tensors of a loss have a leading letter M for networks
-that are trained together: logits (M, B, C), encoded targets (M, B, ...), weights (M, B), of which 0 is no bag.
+Targets come as (N,) classes, grades or values, (N, L) zeros and ones of multilabel, or (N, 2) time and event
+of survival; ``encode`` makes of them what the loss wants. Tensors of a loss have a leading letter M for
+networks that are trained together: logits (M, B, C), encoded targets (M, B, ...), weights (M, B), of which 0
+is no bag.
 """
 
 import dataclasses
@@ -52,7 +53,9 @@ class Task:
         del targets
         return None
 
-    def loss(self, logits_MBC: Tensor, target_MB: Tensor, weight_MB: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self, logits_MBC: Tensor, target_MB: Tensor, weight_MB: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
         """Return the loss (M,) of each network: the weighted mean over its bags, with smoothed targets."""
         each_MB = self._losses(logits_MBC.float(), target_MB, smoothing)
         return (each_MB * weight_MB).sum(1) / weight_MB.sum(1)
@@ -176,9 +179,7 @@ class Regression(Task):
     def fitted(self, targets: NDArray[Any]) -> "Regression":
         """Return the task with mean and deviation of the targets."""
         scale = float(np.std(targets))
-        return dataclasses.replace(
-            self, centre=float(np.mean(targets)), scale=scale if scale > 0 else 1.0
-        )
+        return dataclasses.replace(self, centre=float(np.mean(targets)), scale=scale if scale > 0 else 1.0)
 
     def encode(self, targets: NDArray[Any]) -> Tensor:
         """Return the targets less the centre, over the scale."""
@@ -207,7 +208,9 @@ class Cox(Task):
         """Return the log-risk (B, 1): higher is sooner."""
         return _numpy(logits_BC)
 
-    def loss(self, logits_MBC: Tensor, target_MB: Tensor, weight_MB: Tensor, smoothing: float = 0.0) -> Tensor:
+    def loss(
+        self, logits_MBC: Tensor, target_MB: Tensor, weight_MB: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
         """Return the negative log partial likelihood (M,) per event; 0 where no bag has one."""
         del smoothing
         risk_MB, there_MB = logits_MBC[..., 0].float(), weight_MB > 0
@@ -284,7 +287,9 @@ def task_of(head: Mapping[str, Any]) -> Task:
     found: Mapping[str, Any] = head.get("task", {})
     kind = TASKS.get(str(found.get("task")))
     if kind is None:
-        raise FormatError(f"the model's head has task {found.get('task')!r}; wanted one of {', '.join(TASKS)}.")
+        raise FormatError(
+            f"the model's head has task {found.get('task')!r}; wanted one of {', '.join(TASKS)}."
+        )
     values = {name: tuple(v) if isinstance(v, list) else v for name, v in found.items() if name != "task"}
     try:
         return kind(**values)

@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write_fold(path: Path, tensors: dict[str, NDArray[np.float32]], head: dict[str, Any]) -> None:

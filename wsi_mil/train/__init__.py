@@ -11,8 +11,8 @@ from wsi_mil.train.run import run
 __all__ = [
     "Bag",
     "Cohort",
-    "FoldResult",
     "Fitted",
+    "FoldResult",
     "Job",
     "Patches",
     "Plan",

@@ -1,8 +1,8 @@
 """Cross-validate: folds of bags -> models that never saw their test rows -> predictions.
 
-Comes in: the patches and targets of a cohort, and a ``Plan`` of who is where. Goes out: a ``FoldResult`` per fold.
-All networks of all folds are trained together as far as the device has room. It reads and writes no file but
-through the ``Work`` that it is given.
+Comes in: the patches and targets of a cohort, and a ``Plan`` of who is where. Goes out: a ``FoldResult`` per
+fold. All networks of all folds are trained together as far as the device has room. It reads and writes no
+file but through the ``Work`` that it is given.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class FoldResult:
-    """One fold: who was where, the model, and what it says of the test bags: logits (T, C), prediction (T, P).
+    """One fold: who was where, the model, and its logits (T, C) and prediction (T, P) of the test bags.
 
     ``chosen`` are the grid's values that were best on the validation parts.
     """
@@ -67,8 +67,8 @@ def cross_validate(
 ) -> list[FoldResult]:
     """Train a committee for every fold, for every setting of the grid, and predict the test bags.
 
-    Of the settings the one is taken, fold by fold, whose members have the lowest mean loss on their validation
-    parts; test bags have no say. ``report`` is told of network-epochs.
+    Of the settings the one is taken, fold by fold, whose members have the lowest mean loss on their
+    validation parts; test bags have no say. ``report`` is told of network-epochs.
     """
     candidates: list[list[Fitted]] = [[] for _ in plan.folds]
     for number, setting in enumerate(grid):

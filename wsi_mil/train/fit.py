@@ -1,8 +1,8 @@
 """Train on bags in memory, and predict: no files, no cohort, no printing.
 
-Comes in: bags, targets, and for each network the bags set apart to choose its epoch. Goes out: models in evaluation
-mode and how their training went. It knows nothing of slides. ``fit`` trains one committee; ``fit_jobs`` any
-number of networks, as many at a time as the device has room for.
+Comes in: bags, targets, and for each network the bags set apart to choose its epoch. Goes out: models in
+evaluation mode and how their training went. It knows nothing of slides. ``fit`` trains one committee;
+``fit_jobs`` any number of networks, as many at a time as the device has room for.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,12 +64,12 @@ def fit(
 ) -> Fitted:
     """Train the model that ``head`` describes (``models.build``) on ``bags``, of which it sees nothing else.
 
-    ``targets`` are the bags', as ``models.tasks`` has them. ``vals`` holds, per member, the indices of the bags
-    that the member is validated on and not trained on; the member's epoch of lowest validation loss is kept.
-    Features are standardised by the mean and deviation over all patches of ``bags``, each bag counting the
-    same. ``front`` makes an encoder that is trained with the model: bags are then of pixels, and ``augment``
-    changes them at random in training. On the CPU the same seed gives the same model; the caller's random
-    numbers are left as they were. Of ``config`` only the fields about training are read.
+    ``targets`` are the bags', as ``models.tasks`` has them. ``vals`` holds, per member, the indices of the
+    bags that the member is validated on and not trained on; the member's epoch of lowest validation loss is
+    kept. Features are standardised by the mean and deviation over all patches of ``bags``, each bag counting
+    the same. ``front`` makes an encoder that is trained with the model: bags are then of pixels, and
+    ``augment`` changes them at random in training. On the CPU the same seed gives the same model; the
+    caller's random numbers are left as they were. Of ``config`` only the fields about training are read.
 
     Raises:
         ValueError: no bags, a bag without patches, or not one ``vals`` per member.

@@ -1,7 +1,8 @@
 """Several networks that are computed as one.
 
-Comes in: networks of one shape. Goes out: their logits on a batch each, from one call. Small networks are bound by
-the number of calls and not by arithmetic: 25 of them together take little longer than one. It knows no training.
+Comes in: networks of one shape. Goes out: their logits on a batch each, from one call. Small networks are
+bound by the number of calls and not by arithmetic: 25 of them together take little longer than one. It knows
+no training.
 """
 
 import copy
@@ -38,7 +39,9 @@ class Lanes:
         if self.count == 1:
             return self._network(x_MTD[0], bag_MT[0], bags)[0][None]  # type: ignore[no-any-return]
 
-        def one(parameters: dict[str, Tensor], buffers: dict[str, Tensor], x_TD: Tensor, bag_T: Tensor) -> Tensor:
+        def one(
+            parameters: dict[str, Tensor], buffers: dict[str, Tensor], x_TD: Tensor, bag_T: Tensor
+        ) -> Tensor:
             logits, _ = functional_call(self._network, (parameters, buffers), (x_TD, bag_T, bags))
             return logits  # type: ignore[no-any-return]
 

@@ -1,8 +1,8 @@
 """Train networks side by side: the steps, the epochs, and which epoch of each network is kept.
 
-Comes in: patches of bags, encoded targets, and a ``Job`` per network: what it learns from and what it is validated
-on. Goes out: its tensors and how the training went. It knows nothing of folds, slides and files; what it needs
-to go on after a kill it hands to a ``Memory``.
+Comes in: patches of bags, encoded targets, and a ``Job`` per network: what it learns from and what it is
+validated on. Goes out: its tensors and how the training went. It knows nothing of folds, slides and files;
+what it needs to go on after a kill it hands to a ``Memory``.
 """
 
 import json
@@ -141,7 +141,9 @@ class Training:
         total_M = torch.zeros(len(self.jobs), device=self.device)
         size, dropout = self.config.bag_size, self.config.patch_dropout
         for _ in range(self.steps):
-            bag_MB = np.stack([s.take(self.bags, rng) for s, rng in zip(self.streams, self.draws, strict=True)])
+            bag_MB = np.stack(
+                [s.take(self.bags, rng) for s, rng in zip(self.streams, self.draws, strict=True)]
+            )
             rows_MB = [
                 [self.patches.draw(b, size, dropout, rng) for b in bags]
                 for bags, rng in zip(bag_MB.tolist(), self.draws, strict=True)
@@ -178,7 +180,9 @@ class Training:
         most = max(len(job.val) for job in self.jobs)
         # A network with fewer bags sees its first again, at weight 0.
         at_MV = np.stack([np.resize(job.val if len(job.val) else job.train[:1], most) for job in self.jobs])
-        there_MV = torch.tensor([[v < len(job.val) for v in range(most)] for job in self.jobs], device=self.device)
+        there_MV = torch.tensor(
+            [[v < len(job.val) for v in range(most)] for job in self.jobs], device=self.device
+        )
         logits_MVC = torch.cat([self._predict(bag_M) for bag_M in at_MV.T], dim=1)
         at = torch.from_numpy(at_MV).to(self.device)
         target_MV, weight_MV = _pick(self.target_MN, at), _pick(self.weight_MN, at) * there_MV

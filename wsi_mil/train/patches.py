@@ -1,7 +1,7 @@
 """All patches of all bags in one array, and how a step of training takes its part of them.
 
-Comes in: features (T, D) or pixels (T, ...), and which rows are whose. Goes out: batches for several networks at
-once, ragged bags one below the other. It knows no label and no network.
+Comes in: features (T, D) or pixels (T, ...), and which rows are whose. Goes out: batches for several networks
+at once, ragged bags one below the other. It knows no label and no network.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Moments:
 
 
 class Patches:
-    """The patches of all bags. ``values`` (T, ...) may be a memory map; bag b is the rows of its ``ranges``."""
+    """The patches of all bags: bag b is the rows ``ranges[b]`` of ``values`` (T, ...), maybe a memory map."""
 
     def __init__(self, values: Tensor, ranges: Sequence[Ranges]) -> None:
         """Take the rows as they lie; nothing is copied."""
@@ -74,8 +74,10 @@ class Patches:
         parts = [self.values[start:stop] for start, stop in self.ranges[bag]]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
-    def draw(self, bag: int, size: int | Literal["full"], dropout: float, rng: np.random.Generator) -> Indices:
-        """Return the rows of a random part of a bag, at least one: (1 - ``dropout``) of it, at most ``size``."""
+    def draw(
+        self, bag: int, size: int | Literal["full"], dropout: float, rng: np.random.Generator
+    ) -> Indices:
+        """Return the rows of a random part of a bag: (1 - ``dropout``) of it, at most ``size``."""
         length = int(self.lengths[bag])
         wanted = max(1, round(length * (1 - dropout)))
         wanted = wanted if size == "full" else min(wanted, size)
@@ -101,7 +103,7 @@ class Patches:
         return x_MT.to(device), torch.from_numpy(bag_MT).to(device)
 
     def moments(self, bags: Indices) -> Moments:
-        """Return mean and deviation over the patches of some bags; each bag weighs the same, however large."""
+        """Return mean and deviation over the patches of some bags; each bag weighs the same."""
         for b in bags.tolist():
             if b not in self._moments:
                 self._moments[b] = self._of_bag(b)

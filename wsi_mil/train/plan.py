@@ -1,7 +1,7 @@
 """Who is trained on, validated on and tested: the folds of a cohort and its members' validation parts.
 
-Comes in: a cohort and the settings. Goes out: a ``Plan``. Patients, and groups where --group-by names them, are
-never parted: not by a fold, and not by a validation part.
+Comes in: a cohort and the settings. Goes out: a ``Plan``. Patients, and groups where --group-by names them,
+are never parted: not by a fold, and not by a validation part.
 """
 
 import dataclasses
@@ -55,7 +55,8 @@ def make_plan(config: TrainConfig, cohort: Cohort) -> Plan:
 
 
 def shuffled(cohort: Cohort, plan: Plan, rng: np.random.Generator, *, by_slide: bool) -> NDArray[np.float64]:
-    """Return the cohort's targets, shuffled among patients, so that every training part still holds each class.
+    """Return the cohort's targets, shuffled among patients, so that every training part still holds each
+    class.
 
     The slides of a patient keep equal targets where they have them: exchangeable are patients and not slides.
     """
