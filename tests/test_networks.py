@@ -199,8 +199,10 @@ def test_an_encoder_in_front_is_trained_with_the_bag():
         seen.append(x.shape)
         return x if torch.rand((), generator=generator) < 0.5 else x.flip(0)
 
-    config = recipe(epochs=40, patience=40, hidden_dim=0, patch_dropout=0.0, batch_size=1, optimiser="adam",
-                    schedule="constant", label_smoothing=0.0, stop_on="loss+error", weight_decay=1e-4)  # fmt: skip
+    config = recipe(
+        epochs=40, patience=40, hidden_dim=0, patch_dropout=0.0, batch_size=1, optimiser="adam",
+        schedule="constant", label_smoothing=0.0, stop_on="loss+error", weight_decay=1e-4,
+    )  # fmt: skip
     described = head(config) | {"hidden_dim": 0}
     val = np.arange(16, 24)
     fitted = train.fit(
