@@ -26,6 +26,9 @@ from wsi_mil.train.patches import Augment, Indices, Moments, Patches
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 
+_PIECE = 262_144
+"""Values that are standardised at a time on a CPU (1 MB as float32)."""
+
 COX_BAGS = 32
 """Bags per step of Cox's likelihood, which compares the bags of a step."""
 
@@ -214,9 +217,17 @@ class Training:
             return self.lanes(self._standardise(x_MTD), bag_MT, 1)
 
     def _standardise(self, x_MTD: Tensor) -> Tensor:
+        """Return the features standardised; pixels as they are."""
         if self.mean_MTD is None or self.scale_MTD is None:
             return x_MTD
-        return x_MTD.float().sub_(self.mean_MTD).mul_(self.scale_MTD)
+        standard_MTD = torch.empty(
+            x_MTD.shape, dtype=torch.bfloat16 if self.bf16 else torch.float32, device=self.device
+        )
+        # On a CPU in pieces that stay in its cache: four passes over memory become one.
+        rows = _PIECE // x_MTD.shape[2] // x_MTD.shape[0] + 1 if self.device.type == "cpu" else len(x_MTD[0])
+        for part, into in zip(x_MTD.split(rows, dim=1), standard_MTD.split(rows, dim=1), strict=True):
+            into.copy_((part.float() - self.mean_MTD).mul_(self.scale_MTD))
+        return standard_MTD
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()
