@@ -27,15 +27,16 @@ class TrainConfig:
     run: Path = field(metadata={"neutral": True})
     """Run folder; reads RUN/features/ENCODER, writes RUN/models/NAME."""
     labels: Path = field(metadata={"neutral": True})
-    """CSV with slide_id, label (survival: time and event instead), and, if you have them, patient_id and split."""
+    """CSV with the columns slide_id and label (survival: time and event) and, if you have them, patient_id, split
+    and the one that --group-by names."""
     encoder: str | None = None
     """Whose features to train on; may be left out where the run holds those of one encoder."""
     name: str | None = neutral(None)
     """Name of the model's folder under RUN/models; default: that of --model."""
     task: Literal["classification", "multilabel", "ordinal", "regression", "survival"] = "classification"
     """What a label is. classification: one of several classes. multilabel: any number of labels, joined by ';',
-    or 'none'. ordinal: a grade, one of --classes, which stand in their order. regression: a number. survival:
-    time, and event 1 where it was seen then, 0 where the patient was last seen without it."""
+    or 'none'. ordinal: a grade, one of --classes, which stand in their order. regression: a number. survival: a
+    time, and an event: 1 where it came then, 0 where the patient was last seen without it."""
     classes: tuple[str, ...] = ()
     """The classes in their order (ordinal: lowest grade first); default: those that the labels hold, sorted. A
     label that is not among them is an error."""
