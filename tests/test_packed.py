@@ -20,7 +20,7 @@ from tests.test_train import DIM, GEOMETRY, config, write_bag, write_labels
 from wsi_mil import store
 from wsi_mil.errors import FormatError, LabelError, StoreError
 from wsi_mil.train import read_cohort
-from wsi_mil.train.packed import pack
+from wsi_mil.train.packed import pack, tensor_of
 
 KINDS = ("hdf5", "zarr")
 
@@ -302,6 +302,10 @@ def test_what_is_packed_comes_back(tmp_path_factory, lengths, data):
 # The cohort: bags with labels.
 
 
+def features_of(cohort, i):
+    return np.concatenate([cohort.packed.array[start:stop] for start, stop in cohort.bags[i].ranges])
+
+
 def test_a_bag_per_slide(tmp_path):
     make_run(tmp_path)
     write_labels(tmp_path, [("s3", "y", "P"), ("s0", "x", "Q"), ("s1", "y", "P")])
@@ -311,7 +315,7 @@ def test_a_bag_per_slide(tmp_path):
     assert [bag.patient_id for bag in cohort.bags] == ["Q", "P", "P"]
     assert [len(bag) for bag in cohort.bags] == [5, 6, 8]
     assert cohort.targets.values.tolist() == [0, 1, 1]
-    np.testing.assert_array_equal(cohort.features(2), some(3, 8))
+    np.testing.assert_array_equal(features_of(cohort, 2), some(3, 8))
     assert [(each.slide_id, each.reason) for each in cohort.left_out] == [("s2", "no label")]
 
 
@@ -324,7 +328,7 @@ def test_the_slides_of_a_patient_are_one_bag(tmp_path):
     assert [bag.name for bag in cohort.bags] == ["P", "Q"]
     assert cohort.bags[0].slide_ids == ("s2", "s3")
     assert [len(bag) for bag in cohort.bags] == [7 + 8, 5]
-    np.testing.assert_array_equal(cohort.features(0), np.concatenate([some(2, 7), some(3, 8)]))
+    np.testing.assert_array_equal(features_of(cohort, 0), np.concatenate([some(2, 7), some(3, 8)]))
     assert cohort.targets.values.tolist() == [1, 0]
     assert [each.slide_id for each in cohort.left_out] == ["s1"]
     split = read_cohort(config(tmp_path))
@@ -367,3 +371,11 @@ def test_survival_from_the_file_to_the_cohort(tmp_path):
     cohort = read_cohort(config(tmp_path, task="survival"))
     assert cohort.labels.labels == ("12.5 event", "3 censored", "20 censored")
     assert cohort.targets.values.tolist() == [[12.5, 1], [3, 0], [20, 0]]
+
+
+def test_a_tensor_of_what_is_packed_is_the_same_memory(tmp_path):
+    features = make_run(tmp_path)
+    packed, _ = pack(tmp_path, features, ["s0", "s1"])
+    tensor = tensor_of(packed)  # torch warns of what cannot be written, and warnings are errors here
+    assert tensor.data_ptr() == packed.array.ctypes.data
+    np.testing.assert_array_equal(tensor.numpy(), packed.array)

@@ -8,9 +8,6 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from wsi_mil import config as configs
 from wsi_mil import manifest, store
 from wsi_mil.config import TrainConfig
@@ -63,11 +60,6 @@ class Cohort:
         columns = (labels.slide_ids, labels.labels, labels.patient_ids, labels.splits or none)
         columns += (labels.groups,) if labels.groups is not None else ()
         return configs.digest({name: each for name, *each in zip(*columns, strict=True)})
-
-    def features(self, i: int) -> NDArray[np.float16]:
-        """Return the features (N, D) of bag ``i``: a read-only view, or a copy where it has several slides."""
-        parts = [self.packed.array[start:stop] for start, stop in self.bags[i].ranges]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def read_cohort(config: TrainConfig) -> Cohort:

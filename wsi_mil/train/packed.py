@@ -4,12 +4,14 @@ Comes in: the features of one encoder, and which slides are wanted. Goes out: ``
 is not in it. One slide at a time is in memory. It knows no label.
 """
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
@@ -52,6 +54,13 @@ def pack(
             )
     usable = [slide_id for slide_id in slide_ids if slide_id not in failed]
     return (old.take(usable) if old and usable else None), failed
+
+
+def tensor_of(packed: store.Packed) -> torch.Tensor:
+    """Return the packed array (T, D) as a tensor on the same memory map; it must never be written to."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
+        return torch.from_numpy(packed.array)
 
 
 def _heads(
@@ -109,7 +118,7 @@ def _packed_before(run: Path, encoder: str, identity: dict[str, Any]) -> store.P
 
 
 def _readings(
-    features: store.FeatureStore, slide_ids: Sequence[str], failed: dict[str, str], report: Any
+    features: store.FeatureStore, slide_ids: Sequence[str], failed: dict[str, str], report: Callable[[int], None]
 ) -> Iterator[tuple[str, NDArray[np.float16]]]:
     """Yield the features of slides, one after the other; note those that cannot be read."""
     for slide_id in slide_ids:
