@@ -38,20 +38,20 @@ def pack(
     store.sweep(store.bags_folder(run, features.encoder).parent)
     heads = _heads(features, slide_ids, failed)
     identity = _identity(features, heads)
-    wanted = {slide_id: _checksum(features, each, failed) for slide_id, each in heads.items()}
+    wanted = {slide_id: _checksum(features, slide_id, each, failed) for slide_id, each in heads.items()}
     old = _packed_before(run, features.encoder, identity)
     held = dict(zip(old.slide_ids, old.checksums, strict=True)) if old else {}
-    missing = [slide_id for slide_id, each in wanted.items() if slide_id not in failed and held.get(slide_id) != each]
-    with parallel.progress("pack bags", len(missing)) as report:
-        readings = _readings(features, missing, failed, report)
-        first = next(readings, None)
-        if first is not None:  # else there is nothing to add
-            kept = [slide_id for slide_id in held if slide_id not in missing and slide_id not in failed]
-            more = _kept(features, old, kept, wanted, failed)
-            need = 2 * int(identity["dim"]) * sum(each.patches for each in heads.values())
-            old = store.write_packed(
-                run, features.encoder, identity, chain([first], readings, more), need
-            )
+    missing = [each for each in wanted if each not in failed and held.get(each) != wanted[each]]
+    if missing:
+        gone = {*missing, *failed}
+        kept = _kept(features, old, [each for each in held if each not in gone], wanted, failed)
+        need = 2 * int(identity["dim"]) * sum(each.patches for each in heads.values())
+        with parallel.progress("pack bags", len(missing)) as report:
+            readings = _readings(features, missing, failed, report)
+            first = next(readings, None)
+            if first is not None:  # else there is nothing to add
+                slides = chain([first], readings, kept)
+                old = store.write_packed(run, features.encoder, identity, slides, need)
     usable = [slide_id for slide_id in slide_ids if slide_id not in failed]
     return (old.take(usable) if old and usable else None), failed
 
@@ -97,11 +97,12 @@ def _identity(features: store.FeatureStore, heads: dict[str, store.FeaturesSumma
     return identity
 
 
-def _checksum(features: store.FeatureStore, summary: store.FeaturesSummary, failed: dict[str, str]) -> str:
+def _checksum(
+    features: store.FeatureStore, slide_id: str, summary: store.FeaturesSummary, failed: dict[str, str]
+) -> str:
     """Return the checksum of a slide's features; where the file has none they are read for it."""
     if "features" in summary.checksums:
         return summary.checksums["features"]
-    slide_id = summary.head.slide_id
     try:
         return checksums.of_array(features.read(slide_id).features)
     except FormatError as error:
