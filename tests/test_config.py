@@ -11,6 +11,10 @@ def tile(**changes: object) -> TileConfig:
     return TileConfig(**({"slides": Path("s"), "run": Path("r")} | changes))  # type: ignore[arg-type]
 
 
+def train(**changes: object) -> TrainConfig:
+    return TrainConfig(**({"run": Path("r"), "labels": Path("l")} | changes))  # type: ignore[arg-type]
+
+
 def test_digest_covers_what_changes_results_and_nothing_else():
     base = config.digest(config.record(tile()))
     same = tile(slides=Path("elsewhere"), run=Path("other"), workers=7, overwrite=True, pattern="*.svs")
@@ -57,7 +61,15 @@ def test_the_other_stages_too(make, words):
         make()
 
 
-@pytest.mark.parametrize("value", [tile(slide_mpp=0.25), HeatmapConfig(run=Path("r"), slides=("a", "b c"))])
+@pytest.mark.parametrize(
+    "value",
+    [
+        tile(slide_mpp=0.25),
+        HeatmapConfig(run=Path("r"), slides=("a", "b c")),
+        train(bag_size=1024),
+        train(bag_size="full", classes=["0", "1"], splits=Path("m/splits.csv"), dropout=0.5),
+    ],
+)
 def test_toml_round_trip(tmp_path, value):
     path = tmp_path / "a.toml"
     path.write_text(config.to_toml(value))
@@ -98,3 +110,115 @@ def test_overrides_of_a_file_may_be_paths(tmp_path):
     path.write_text("[tile]\nmpp = 1.0\n")
     config = from_toml(TileConfig, path, slides=tmp_path, run=tmp_path / "run")
     assert (config.slides, config.run, config.mpp) == (tmp_path, tmp_path / "run", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"model": "transformer"}, "--model transformer: unknown; wanted gated-attention, .*, or torchmil:NAME"),
+        ({"model": "torchmil:"}, "--model torchmil:: unknown"),
+        ({"task": "survivall"}, "--task survivall: unknown; wanted classification, multilabel"),
+        ({"split": 5}, "--split 5: unknown; wanted auto, kfold"),
+        ({"folds": 1}, "--folds 1: at least 2 are needed to test"),
+        ({"dropout": 1}, "--dropout 1: must be at least 0 and below 1"),
+        ({"patch_dropout": -0.1}, "--patch-dropout -0.1"),
+        ({"label_smoothing": float("nan")}, "--label-smoothing nan"),
+        ({"attention_dim": 0}, "--attention-dim 0: must be at least 1"),
+        ({"members": 0}, "--members 0"),
+        ({"epochs": 0}, "--epochs 0"),
+        ({"patience": 0}, "--patience 0"),
+        ({"batch_size": 0}, "--batch-size 0"),
+        ({"repeats": 0}, "--repeats 0"),
+        ({"time_bins": 0}, "--time-bins 0"),
+        ({"val_fraction": 0}, "--val-fraction 0: above 0, at most 0.5"),
+        ({"val_fraction": 0.6}, "--val-fraction 0.6"),
+        ({"bag_size": 0}, "--bag-size 0: at least 1, or full"),
+        ({"bag_size": "half"}, "--bag-size half: unknown; wanted int, full"),
+        ({"bag_size": True}, "--bag-size True"),
+        ({"learning_rate": 0}, "--learning-rate 0: must be positive"),
+        ({"attention_rate": float("inf")}, "--attention-rate inf"),
+        ({"weight_decay": -1}, "--weight-decay -1: must not be negative"),
+        ({"feature_noise": -1}, "--feature-noise -1"),
+        ({"hidden_dim": -1}, "--hidden-dim -1"),
+        ({"permutations": -1}, "--permutations -1"),
+        ({"bootstrap": 99}, "--bootstrap 99: at least 100"),
+        ({"seed": -1}, "--seed -1: must not be negative"),
+        ({"name": ".."}, "--name '..'"),
+        ({"classes": ("a", "")}, "--classes a, : wanted words, none empty"),
+        ({"classes": (0, 1)}, "--classes 0, 1: wanted words"),
+        ({"classes": ("a ", "b")}, "none with a blank before or after"),
+        ({"classes": ("a", "b", "a")}, "--classes a, b, a: a class stands there twice"),
+        ({"classes": ("a",)}, "--classes a: one class only"),
+        ({"task": "ordinal"}, "--task ordinal: needs --classes with the grades from lowest to highest"),
+        ({"task": "ordinal", "classes": ("a",)}, "--task ordinal: needs --classes"),
+        ({"task": "regression", "classes": ("a", "b")}, "--classes a, b: --task regression has no classes"),
+        ({"task": "survival", "classes": ("a", "b")}, "--classes a, b: --task survival has no classes"),
+        ({"task": "multilabel", "classes": ("a", "none")}, "--classes a, none: .*'none' says that there is none"),
+        ({"task": "multilabel", "classes": ("a;b",)}, "--classes a;b: ';' joins labels"),
+        ({"task": "regression", "positive": "a"}, "--positive a: only --task classification"),
+        ({"positive": "c", "classes": ("a", "b")}, "--positive c: not one of --classes a, b"),
+        ({"survival_loss": "discrete"}, "--survival-loss discrete: only with --task survival, not classification"),
+        (
+            {"task": "survival", "survival_loss": "discrete", "time_bins": 1},
+            "--time-bins 1: at least 2 intervals",
+        ),
+        ({"branches": "class", "model": "max"}, "--branches class: --model max has no attention to branch"),
+        ({"patient_bags": "merge", "label_level": "slide"}, "--patient-bags merge: .*not with --label-level slide"),
+        ({"split": "column", "repeats": 2}, "--repeats 2: --split column has one set of folds"),
+        ({"split": "leave-one-out", "repeats": 2}, "--repeats 2: --split leave-one-out has one set"),
+        ({"splits": Path("s.csv"), "split": "kfold"}, "--splits s.csv: the file says who is in which fold"),
+        ({"splits": Path("s.csv"), "repeats": 2}, "--splits s.csv"),
+    ],
+)
+def test_train_complains_in_the_flags_words(change, words):
+    with pytest.raises(ConfigError, match=words):
+        train(**change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"model": "torchmil:TransMIL"},
+        {"branches": "class"},
+        {"task": "multilabel", "classes": ("a",)},
+        {"task": "ordinal", "classes": ("low", "high")},
+        {"task": "survival", "survival_loss": "discrete", "time_bins": 2},
+        {"split": "kfold", "repeats": 5},
+        {"splits": Path("s.csv"), "group_by": "site"},
+        {"positive": "a", "classes": ("a", "b")},
+        {"hidden_dim": 0, "bag_size": 1, "batch_size": None},
+    ],
+)
+def test_train_takes_what_belongs_together(change):
+    assert all(getattr(train(**change), name) == value for name, value in change.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('bag_size = "half"', r"\[train\] bag_size = 'half': wanted int, 'full'"),
+        ("bag_size = 10.5", r"bag_size = 10.5: wanted int, 'full'"),
+        ("bag_size = true", "bag_size = True: wanted int, 'full'"),
+        ('task = "survivall"', r"task = 'survivall': wanted 'classification', 'multilabel'"),
+        ("group_by = 3", "group_by = 3: wanted str"),
+        ('batch_size = "4"', "batch_size = '4': wanted int"),
+    ],
+)
+def test_toml_of_train_that_is_wrong_is_refused(tmp_path, text, words):
+    path = tmp_path / "a.toml"
+    path.write_text(f'[train]\nrun = "r"\nlabels = "l"\n{text}\n')
+    with pytest.raises(ConfigError, match=words):
+        config.from_toml(TrainConfig, path)
+
+
+@pytest.mark.parametrize(("text", "value"), [("1024", 1024), ('"full"', "full")])
+def test_a_size_of_bags_is_a_number_or_a_word(tmp_path, text, value, wsi, capsys):
+    path = tmp_path / "a.toml"
+    path.write_text(f'[train]\nrun = "r"\nlabels = "l"\nbag_size = {text}\nclasses = [0, 1]\n')
+    assert config.from_toml(TrainConfig, path) == train(bag_size=value, classes=("0", "1"))
+    base = ("train", "--run", "r", "--labels", "l", "--print-config")
+    for arguments in ((*base, "--bag-size", value), ("train", "--config", path, "--print-config")):
+        code, out, _ = wsi(*arguments)
+        assert code == 0
+        assert f"bag_size = {text} " in out
+    assert wsi(*base, "--bag-size", "half")[0] == 2

@@ -1,11 +1,14 @@
 """labels.csv: every way it can be wrong is named, all at once, with what to do."""
 
 import re
+from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from wsi_mil import manifest
-from wsi_mil.errors import LabelError
+from wsi_mil.errors import ConfigError, LabelError
 
 
 def write(tmp_path, text, encoding="utf-8"):
@@ -48,6 +51,13 @@ def test_without_patients_each_slide_is_its_own(tmp_path):
         ),
         ("slide_id,label\na,x,y\nb\n", r"2 rows do not have the 2 fields .*: line 2 \(3\), line 3 \(1\)"),
         ("slide_id,label\n", r"a header and no rows"),
+        ("slide_id,label,label\na,x,y\n", r"several columns are called 'label'; wanted one each"),
+        ("slide_id,time,event\na,1,1\n", r"no column label; .* Times and events are those of --task survival"),
+        (
+            "slide_id,label,patient_id\na,x,nan\nb,y,P\nc,y,NaN\n",
+            r"patient_id of 2 rows is a word for a missing value: line 2 \(a: 'nan'\), line 4 \(c: 'NaN'\)",
+        ),
+        ('slide_id,label\na,"' + "x" * 140_000, r"no CSV at line \d+ .*quotation mark not closed"),
     ],
 )
 def test_bad_files_are_explained(tmp_path, text, message):
@@ -98,27 +108,6 @@ def test_no_overlap_at_all(tmp_path):
         manifest.match(labels, [], "F")
 
 
-def test_the_positive_class_comes_last(tmp_path):
-    labels = labels_of(tmp_path, "a,x,1", "b,y,2")
-    assert manifest.classes_of(labels, None) == ("x", "y")
-    assert manifest.classes_of(labels, "x") == ("y", "x")
-    many = labels_of(tmp_path, "a,x,1", "b,y,2", "c,k,3")
-    assert manifest.classes_of(many, None) == ("k", "x", "y")
-
-
-@pytest.mark.parametrize(
-    ("rows", "positive", "message"),
-    [
-        (("a,x,1", "b,x,2"), None, r"only one label .* 'x' \(2\); wanted two"),
-        (("a,x,1", "b,y,2"), "tumour", r"--positive 'tumour': not a label .* found 'x' \(1\), 'y' \(1\)"),
-        (("a,x,1", "b,y,2", "c,z,3"), "x", r"--positive 'x': only two labels have .* holds 3"),
-    ],
-)
-def test_classes_that_cannot_be(tmp_path, rows, positive, message):
-    with pytest.raises(LabelError, match=message):
-        manifest.classes_of(labels_of(tmp_path, *rows), positive)
-
-
 def test_patients_with_two_labels_are_named(tmp_path):
     labels = labels_of(tmp_path, "a,x,P", "b,y,P", "c,x,Q", "d,x,Q")
     with pytest.raises(LabelError, match=r"1 patients .*: P \(x, y\)\. .*--label-level slide"):
@@ -133,3 +122,111 @@ def test_a_split_column_must_be_there_and_full(tmp_path):
     with pytest.raises(LabelError, match=re.escape("2 slides have an empty split: a, c.")):
         manifest.check_splits(labels_of(tmp_path, "a,x,", "b,y,1", "c,y,", header=header))
     assert manifest.check_splits(labels_of(tmp_path, "a,x,1", "b,y,2", header=header)) == ("1", "2")
+
+
+def read(tmp_path, text, *arguments):
+    return manifest.read_labels(write(tmp_path, text), *arguments)
+
+
+def test_survival_reads_time_and_event(tmp_path):
+    rows = "".join(f"{event},{i + 1}.5,s{i}\n" for i, event in enumerate(["1", "0", "True", "no", "1.0", "FALSE"]))
+    labels = read(tmp_path, "event,time,slide_id\n" + rows, "survival")
+    assert labels.task == "survival"
+    assert labels.labels == (
+        "1.5 event", "2.5 censored", "3.5 event", "4.5 censored", "5.5 event", "6.5 censored",
+    )  # fmt: skip
+    with pytest.raises(LabelError, match=r"no column time and no column event; found .*slide_id,time,event"):
+        read(tmp_path, "slide_id,label\na,x\n", "survival")
+
+
+def test_times_and_events_that_cannot_be_are_all_named(tmp_path):
+    rows = ["a,0,1", "b,-3,0", "c,late,1", "d,5,maybe", "e,inf,1", "f,nan,2", "g,4,NA", "h,4,1"]
+    with pytest.raises(LabelError) as error:
+        read(tmp_path, "\n".join(["slide_id,time,event", *rows]) + "\n", "survival")
+    for words in (
+        "2 rows whose time is not above 0: line 2 (a: '0'), line 3 (b: '-3')",
+        "1 rows whose time is no number: line 4 (c: 'late')",
+        "2 rows whose event is none of 0, 1, true, false, yes, no: line 5 (d: 'maybe'), line 7 (f: '2')",
+        "1 rows whose time is infinite: line 6 (e: 'inf')",
+        "1 rows whose time is missing: line 7 (f: 'nan')",
+        "1 rows whose event is missing: line 8 (g: 'NA')",
+        "0 where it did not (censored)",
+    ):
+        assert words in str(error.value), words
+
+
+def test_regression_wants_numbers(tmp_path):
+    good = "slide_id,label\na,1\nb,-2.5\nc,1e-3\nd,.5\ne,+7.\n"
+    assert read(tmp_path, good, "regression").labels == ("1", "-2.5", "1e-3", ".5", "+7.")
+    rows = ["a,high", 'b,"3,5"', "c,1_000", "d,inf", "e,1e999", "f,NaN", "g,2"]
+    with pytest.raises(LabelError) as error:
+        read(tmp_path, "\n".join(["slide_id,label", *rows]) + "\n", "regression")
+    for words in (
+        "3 rows whose label is no number: line 2 (a: 'high'), line 3 (b: '3,5'), line 4 (c: '1_000')",
+        "2 rows whose label is infinite: line 5 (d: 'inf'), line 6 (e: '1e999')",
+        "1 rows whose label is missing: line 7 (f: 'NaN')",
+        "a point before its decimals",
+        "--task classification",
+    ):
+        assert words in str(error.value), words
+
+
+def test_groups_are_of_the_column_asked_for(tmp_path):
+    text = "slide_id,label,site\na,x,NA\nb,y,EU\n"
+    assert read(tmp_path, text, "classification", "site").groups == ("NA", "EU")
+    assert read(tmp_path, text, "classification", "site").take([1]).groups == ("EU",)
+    assert read(tmp_path, text).groups is None
+    with pytest.raises(ConfigError, match=r"--group-by sites: .* found 'slide_id', 'label', 'site'"):
+        read(tmp_path, text, "classification", "sites")
+    with pytest.raises(LabelError, match=r"1 rows have no site: line 3 \(b\)"):
+        read(tmp_path, "slide_id,label,site\na,x,NA\nb,y,\n", "classification", "site")
+    with pytest.raises(LabelError, match=r"the site of 1 rows is a word for a missing value: line 3 \(b: 'nan'\)"):
+        read(tmp_path, "slide_id,label,site\na,x,NA\nb,y,nan\n", "classification", "site")
+
+
+@pytest.mark.parametrize(
+    ("task", "header", "same", "other"),
+    [
+        ("regression", "slide_id,label,patient_id", ("a,1,P", "b,1.0,P"), "c,2,P"),
+        ("multilabel", "slide_id,label,patient_id", ("a,x;y,P", "b,y; x,P"), "c,x,P"),
+        ("ordinal", "slide_id,label,patient_id", ("a,low,P", "b,low,P"), "c,high,P"),
+        ("survival", "slide_id,time,event,patient_id", ("a,3,1,P", "b,3.0,true,P"), "c,3,0,P"),
+    ],
+)
+def test_contradictions_of_every_task(tmp_path, task, header, same, other):
+    manifest.check_patients(read(tmp_path, "\n".join([header, *same]) + "\n", task))
+    with pytest.raises(LabelError, match=r"1 patients have slides with different labels: P \("):
+        manifest.check_patients(read(tmp_path, "\n".join([header, *same, other]) + "\n", task))
+
+
+def test_a_row_per_patient(tmp_path):
+    text = "slide_id,label,patient_id,split,site\na,x,Q,1,s\nb,y,P,2,t\nc,x,Q,1,u\nd,y,R,2,u\ne,y,S,2,v\n"
+    labels = read(tmp_path, text, "classification", "site")
+    merged, rows = manifest.by_patient(labels)
+    assert merged.slide_ids == merged.patient_ids == ("P", "Q", "R", "S")
+    assert rows == [[1], [0, 2], [3], [4]]
+    assert merged.labels == ("y", "x", "y", "y")
+    assert merged.splits == ("2", "1", "2", "2")
+    assert merged.groups == ("t", "s+u", "s+u", "v")  # Q ties s and u together, for R too
+    assert "1 patients have slides in several groups: Q (s, u)." in manifest.group_remark(labels)
+    assert manifest.group_remark(labels.take([1, 3, 4])) == ""
+    torn = read(tmp_path, text.replace("c,x,Q,1", "c,x,Q,2"))
+    with pytest.raises(LabelError, match=r"1 patients, .* in several splits: Q \(1, 2\)"):
+        manifest.by_patient(torn)
+
+
+@given(st.lists(st.tuples(st.sampled_from("PQRSTU"), st.sampled_from("abcdef")), min_size=1, max_size=30))
+def test_merged_groups_never_part_a_patient_or_a_group(pairs):
+    patients, groups = (tuple(each) for each in zip(*pairs, strict=True))
+    ids = tuple(f"s{i}" for i in range(len(pairs)))
+    labels = manifest.Labels(
+        path=Path("l.csv"), slide_ids=ids, labels=("x",) * len(ids), patient_ids=patients, splits=None,
+        has_patients=True, groups=groups,
+    )  # fmt: skip
+    merged, rows = manifest.by_patient(labels)
+    assert sorted(i for each in rows for i in each) == list(range(len(pairs)))
+    joined = {}
+    for name, members in zip(merged.groups, rows, strict=True):
+        for i in members:
+            assert joined.setdefault(groups[i], name) == name
+            assert groups[i] in name.split("+")

@@ -6,7 +6,8 @@ import json
 from collections.abc import Mapping
 from dataclasses import field
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from wsi_mil.errors import ConfigError
 
@@ -82,3 +83,25 @@ def first_difference(old: Mapping[str, Json], new: Mapping[str, Json]) -> str | 
         if old.get(key) != new.get(key):
             return f"{key} was {old.get(key)!r} and is now {new.get(key)!r}"
     return None
+
+
+def kinds_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the types that a field's annotation joins with ``|``, or its only one."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def choices_of(annotation: Any) -> tuple[Any, ...]:
+    """Return the values that a field's annotation lists (``Literal``)."""
+    return tuple(
+        value for kind in kinds_of(annotation) if get_origin(kind) is Literal for value in get_args(kind)
+    )
+
+
+def check_choices(config: object) -> None:
+    """Raise ConfigError where a field with choices has another value: Python, unlike the parser, takes any."""
+    for each in dataclasses.fields(config):  # type: ignore[arg-type]
+        value, choices = getattr(config, each.name), choices_of(each.type)
+        types = tuple(kind for kind in kinds_of(each.type) if isinstance(kind, type))
+        fits = value in choices or (isinstance(value, types) and not isinstance(value, bool))
+        words = [kind.__name__ for kind in types] + [str(choice) for choice in choices]
+        require(not choices or fits, f"{flag_of(each)} {value}: unknown; wanted {', '.join(words)}.")

@@ -3,10 +3,11 @@
 import dataclasses
 import tomllib
 from pathlib import Path
+from typing import Any, get_origin
 
 import tomli_w
 
-from wsi_mil.config.base import Config, Json, location, require
+from wsi_mil.config.base import Config, Json, choices_of, kinds_of, location, require
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
 from wsi_mil.config.train import TrainConfig
@@ -66,33 +67,28 @@ def from_toml(config_class: type[Config], path: Path, **overrides: Json) -> Conf
     values = toml_values(path, stage) | overrides
     for each in dataclasses.fields(config_class):  # type: ignore[arg-type]
         if each.name in values:
-            values[each.name] = _typed(values[each.name], str(each.type), f"{path}: [{stage}] {each.name}")
+            values[each.name] = _typed(values[each.name], each.type, f"{path}: [{stage}] {each.name}")
     try:
         return config_class(**values)
     except TypeError as error:
         raise ConfigError(f"--config {path}: [{stage}] {error}.") from error
 
 
-def _typed(value: Json, annotation: str, where: str) -> Json:
+def _typed(value: Json, annotation: Any, where: str) -> Json:
     """Turn TOML's types into the field's (Path, tuple, float) and refuse what does not fit."""
-    if "Path" in annotation and isinstance(value, Path):
-        return value  # an override, which is not TOML's
-    if "Path" in annotation and isinstance(value, str):
-        return location(value) if "str" in annotation else Path(value)
-    if "tuple" in annotation and isinstance(value, list | tuple):
-        return tuple(value)
-    if "float" in annotation and isinstance(value, int) and not isinstance(value, bool):
+    kinds = kinds_of(annotation)
+    number = isinstance(value, int) and not isinstance(value, bool)
+    if any(get_origin(kind) is tuple for kind in kinds):
+        return tuple(map(str, value)) if isinstance(value, list | tuple) else (str(value),)
+    if Path in kinds and isinstance(value, str):
+        return location(value) if str in kinds else Path(value)
+    if float in kinds and int not in kinds and number:
         return float(value)
-    if "int | Literal" in annotation and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    expected: dict[str, type | tuple[type, ...]] = {
-        "Literal": str, "bool": bool, "int": int, "float": float, "str": str, "Path": Path,
-    }  # fmt: skip
-    for word, kind in expected.items():
-        if word in annotation:
-            fits = isinstance(value, kind) and not (isinstance(value, bool) and word != "bool")
-            require(fits or (value is None and "None" in annotation), f"{where} = {value!r}: wanted {word}.")
-            break
+    choices = choices_of(annotation)
+    types = tuple(kind for kind in kinds if isinstance(kind, type))
+    fits = isinstance(value, types) and (not isinstance(value, bool) or bool in types)
+    words = [kind.__name__ for kind in types if kind is not type(None)] + [repr(each) for each in choices]
+    require(fits or value in choices, f"{where} = {value!r}: wanted {', '.join(words)}.")
     return value
 
 

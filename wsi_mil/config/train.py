@@ -1,10 +1,11 @@
 """The config of the train stage, and the names of the models that it knows."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import check_name, neutral, require
+from wsi_mil.config.base import check_choices, check_name, neutral, require
 
 MODELS = (
     "gated-attention", "attention", "mean", "max",
@@ -26,17 +27,19 @@ class TrainConfig:
     run: Path = field(metadata={"neutral": True})
     """Run folder; reads RUN/features/ENCODER, writes RUN/models/NAME."""
     labels: Path = field(metadata={"neutral": True})
-    """CSV with slide_id, label (survival: time and event), and optionally patient_id and split."""
+    """CSV with the columns slide_id and label (survival: time and event) and, if you have them, patient_id, split
+    and the one that --group-by names."""
     encoder: str | None = None
     """Whose features to train on; may be left out where the run holds those of one encoder."""
     name: str | None = neutral(None)
     """Name of the model's folder under RUN/models; default: that of --model."""
     task: Literal["classification", "multilabel", "ordinal", "regression", "survival"] = "classification"
-    """What a label is: one of several classes; any number of them, joined by ';' (multilabel); a grade, one
-    of ordered classes (ordinal, with --classes); a number (regression); a time and whether the event was
-    seen then (survival)."""
+    """What a label is. classification: one of several classes. multilabel: any number of labels, joined by ';',
+    or 'none'. ordinal: a grade, one of --classes, which stand in their order. regression: a number. survival: a
+    time, and an event: 1 where it came then, 0 where the patient was last seen without it."""
     classes: tuple[str, ...] = ()
-    """The classes in their order (ordinal needs it); default: sorted. Other labels are an error."""
+    """The classes in their order (ordinal: lowest grade first); default: those that the labels hold, sorted. A
+    label that is not among them is an error."""
     positive: str | None = None
     """The label counted as positive when there are two; default: the last in sorted order."""
     model: str = "gated-attention"
@@ -46,14 +49,14 @@ class TrainConfig:
     branches: Literal["shared", "class"] = "shared"
     """One attention for all classes, or one for each (attention models)."""
     survival_loss: Literal["cox", "discrete"] = "cox"
-    """Cox's partial likelihood, or hazards in --time-bins intervals of time."""
+    """cox: partial likelihood, ranks patients. discrete: the risk in each of --time-bins intervals of time."""
     time_bins: int = 4
-    """Intervals of the discrete survival model: quantiles of the event times of the training patients."""
+    """Intervals of time of --survival-loss discrete: quantiles of the event times of the training patients."""
     label_level: Literal["patient", "slide"] = "patient"
     """Whether labels belong to patients (a patient with two labels is an error; scores are per patient) or
     to slides (a patient only keeps its slides in one fold)."""
     patient_bags: Literal["mean", "merge"] = "mean"
-    """Several slides of a patient: predicted one by one and averaged, or merged into one bag."""
+    """Several slides of a patient. mean: predicted one by one, and averaged. merge: one bag of all patches."""
     split: Literal["auto", "kfold", "leave-one-out", "column"] = "auto"
     """kfold: stratified by label, grouped by patient. leave-one-out: each patient (or group) is a fold.
     column: the split column of the labels, which names the fold that tests the slide, or says train, val or
@@ -63,9 +66,9 @@ class TrainConfig:
     repeats: int = 1
     """Cross-validations, each with folds drawn anew (--split kfold); every patient is tested in each."""
     group_by: str | None = None
-    """Column of the labels, such as site, whose values are kept on one side of every split, whole."""
+    """Column of the labels, such as site: slides of the same site are never both trained on and tested."""
     splits: Path | None = None
-    """Use the folds of this splits.csv (of an earlier model), members' validation parts included."""
+    """The splits.csv of an earlier model, to train and test on the same folds and validation parts."""
     members: int = 5
     """Networks per fold, each with another inner validation part; their predictions are averaged."""
     val_fraction: float = 0.2
@@ -91,7 +94,7 @@ class TrainConfig:
     label_smoothing: float = 0.1
     """How far the targets lie from 0 and 1 while training; it keeps few bags from being learnt by heart."""
     balance: Literal["weights", "sampling", "none"] = "weights"
-    """Rare classes weigh more in the loss, are drawn more often, or neither."""
+    """weights: rare classes count more in the loss. sampling: they are drawn more often. none: neither."""
     optimiser: Literal["adamw", "adam"] = "adamw"
     """adam adds the weight decay to the gradient, as Ilse et al. had it; adamw keeps it apart."""
     schedule: Literal["cosine", "constant"] = "cosine"
@@ -122,6 +125,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        object.__setattr__(self, "classes", tuple(self.classes))  # a list in Python is fine
+        check_choices(self)
         require(
             self.model in MODELS or (self.model.startswith(FOREIGN) and self.model != FOREIGN),
             f"--model {self.model}: unknown; wanted {', '.join(MODELS)}, or {FOREIGN}NAME.",
@@ -139,20 +144,26 @@ class TrainConfig:
         )
         for name in ("learning_rate", "attention_rate"):
             value = getattr(self, name)
-            require(value > 0, f"{_flag(name)} {value}: must be positive.")
+            require(0 < value < math.inf, f"{_flag(name)} {value}: must be positive.")
         for name in ("hidden_dim", "weight_decay", "feature_noise", "permutations"):
             value = getattr(self, name)
-            require(value >= 0, f"{_flag(name)} {value}: must not be negative.")
+            require(0 <= value < math.inf, f"{_flag(name)} {value}: must not be negative.")
         require(self.bootstrap >= 100, f"--bootstrap {self.bootstrap}: at least 100 samples.")
+        require(self.seed >= 0, f"--seed {self.seed}: must not be negative.")
+        self._check_classes()
         self._check_task()
+        self._check_splits()
         if self.name is not None:
             check_name("--name", self.name)
 
-    def _check_task(self) -> None:
-        classes = ", ".join(self.classes)
+    def _check_classes(self) -> None:
+        classes = ", ".join(map(str, self.classes))
         require(
-            len(set(self.classes)) == len(self.classes) and all(self.classes),
-            f"--classes {classes}: each class once, and none empty.",
+            all(isinstance(each, str) and each and each == each.strip() for each in self.classes),
+            f"--classes {classes}: wanted words, none empty and none with a blank before or after it.",
+        )
+        require(
+            len(set(self.classes)) == len(self.classes), f"--classes {classes}: a class stands there twice."
         )
         require(
             self.task != "ordinal" or len(self.classes) >= 2,
@@ -163,8 +174,30 @@ class TrainConfig:
             f"--classes {classes}: --task {self.task} has no classes.",
         )
         require(
+            self.task != "classification" or len(self.classes) != 1,
+            f"--classes {classes}: one class only; wanted all of them, two or more.",
+        )
+        require(
+            self.task != "multilabel" or not any(each == "none" or ";" in each for each in self.classes),
+            f"--classes {classes}: ';' joins labels, and 'none' says that there is none; neither can be one.",
+        )
+        require(
             self.positive is None or self.task == "classification",
             f"--positive {self.positive}: only --task classification has a positive label.",
+        )
+        require(
+            self.positive is None or not self.classes or self.positive in self.classes,
+            f"--positive {self.positive}: not one of --classes {classes}.",
+        )
+
+    def _check_task(self) -> None:
+        require(
+            self.survival_loss == "cox" or self.task == "survival",
+            f"--survival-loss {self.survival_loss}: only with --task survival, not {self.task}.",
+        )
+        require(
+            self.survival_loss == "cox" or self.time_bins >= 2,
+            f"--time-bins {self.time_bins}: at least 2 intervals, or all patients look the same.",
         )
         require(
             self.branches == "shared" or self.model in ("attention", "gated-attention"),
@@ -174,9 +207,15 @@ class TrainConfig:
             self.patient_bags == "mean" or self.label_level == "patient",
             "--patient-bags merge: a merged bag has one label; not with --label-level slide.",
         )
+
+    def _check_splits(self) -> None:
         require(
-            self.split != "column" or self.repeats == 1,
-            f"--repeats {self.repeats}: --split column has one set of folds.",
+            self.split in ("auto", "kfold") or self.repeats == 1,
+            f"--repeats {self.repeats}: --split {self.split} has one set of folds.",
+        )
+        require(
+            self.splits is None or (self.split == "auto" and self.repeats == 1),
+            f"--splits {self.splits}: the file says who is in which fold; leave --split and --repeats out.",
         )
 
 

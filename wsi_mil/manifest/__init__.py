@@ -1,27 +1,24 @@
 """Tables that people write, slides.csv and labels.csv: checked, and all that is wrong said at once."""
 
-from wsi_mil.manifest.labels import (
-    Labels,
-    Match,
-    check_patients,
-    check_splits,
-    classes_of,
-    match,
-    read_labels,
-    some,
-)
+from wsi_mil.manifest.labels import Labels, Match, check_splits, match, read_labels
+from wsi_mil.manifest.patients import by_patient, check_patients, group_remark
 from wsi_mil.manifest.slides import Found, SlideEntry, find_remote_slides, find_slides, read_manifest
+from wsi_mil.manifest.table import some
+from wsi_mil.manifest.targets import Targets, make_targets
 
 __all__ = [
     "Found",
     "Labels",
     "Match",
     "SlideEntry",
+    "Targets",
+    "by_patient",
     "check_patients",
     "check_splits",
-    "classes_of",
     "find_remote_slides",
     "find_slides",
+    "group_remark",
+    "make_targets",
     "match",
     "read_labels",
     "read_manifest",

@@ -1,29 +1,30 @@
 """labels.csv: which label each slide has, whose slide it is, and which fold tests it.
 
-Comes in: a CSV ``slide_id,label[,patient_id][,split]`` (columns in any order, others ignored) and the ids of
-the slides that have features. Goes out: checked columns. Nothing is dropped silently and nothing is guessed;
-all problems of a kind are said at once.
+Comes in: a CSV ``slide_id,label[,patient_id][,split]`` (survival: ``time,event`` for ``label``; columns in any
+order, others ignored) and the ids of the slides that have features. Goes out: checked columns of text. What
+the labels are to a model, ``targets`` knows. Nothing is dropped silently and nothing is guessed; all problems
+of a kind are said at once.
 """
 
-import csv
-import io
+import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from wsi_mil.errors import LabelError
-
-_SHOWN = 10
-_WANTED = "wanted a header slide_id,label and, if you have them, patient_id and split"
+from wsi_mil.errors import ConfigError, LabelError
+from wsi_mil.manifest import values
+from wsi_mil.manifest.table import WANTED, Row, other_delimiter, read_table, some
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
     """The rows of a labels file as columns of equal length.
 
+    ``labels`` are texts as they stand there; for survival such as '12.5 event' or '12.5 censored'.
     ``patient_ids`` are the slide ids where the file has no patient_id column (``has_patients`` is False
-    then); ``splits`` is None where it has no split column, and may hold empty strings.
+    then); ``splits`` is None where it has no split column, and may hold empty strings; ``groups`` are of the
+    column that was asked for, else None.
     """
 
     path: Path
@@ -32,17 +33,19 @@ class Labels:
     patient_ids: tuple[str, ...]
     splits: tuple[str, ...] | None
     has_patients: bool
+    task: str = "classification"
+    groups: tuple[str, ...] | None = None
 
     def take(self, rows: Iterable[int]) -> "Labels":
         """Return the labels of some rows, in the order asked for."""
         rows = list(rows)
-        return Labels(
-            path=self.path,
+        return dataclasses.replace(
+            self,
             slide_ids=tuple(self.slide_ids[i] for i in rows),
             labels=tuple(self.labels[i] for i in rows),
             patient_ids=tuple(self.patient_ids[i] for i in rows),
             splits=None if self.splits is None else tuple(self.splits[i] for i in rows),
-            has_patients=self.has_patients,
+            groups=None if self.groups is None else tuple(self.groups[i] for i in rows),
         )
 
 
@@ -56,30 +59,23 @@ class Match:
     hint: str
 
 
-def read_labels(path: Path) -> Labels:
+def read_labels(path: Path, task: str = "classification", group_by: str | None = None) -> Labels:
     """Read a labels file: UTF-8 (with or without a byte order mark), fields separated by commas.
 
+    ``task`` is one of ``TrainConfig``'s: survival reads time and event, the others label. ``group_by`` is a
+    column whose values become ``groups``.
+
     Raises:
-        LabelError: no such file, no CSV, a column missing, an empty field, or a slide id twice; names them.
+        LabelError: no such file, no CSV, a column missing or there twice, an empty field, a slide id twice, or
+            (regression, survival) what is no number, no time or no event; names them with their lines.
+        ConfigError: there is no column ``group_by``; names those there are.
     """
-    header, rows = _rows(path)
-    missing = [name for name in ("slide_id", "label") if name not in header]
-    if missing:
-        hint = (
-            " The fields seem to be separated by ';' or tabs; use commas." if _other_delimiter(header) else ""
-        )
-        raise LabelError(
-            f"{path}: no column {' and no column '.join(missing)}; "
-            f"found {', '.join(repr(h) for h in header) or 'an empty file'}; {_WANTED}.{hint}"
-        )
-    for name in ("slide_id", "label", "patient_id"):
-        empty = [
-            f"line {line} ({row['slide_id'] or '?'})" for line, row in rows if name in row and not row[name]
-        ]
-        if empty:
-            raise LabelError(
-                f"{path}: {len(empty)} rows have no {name}: {some(empty)}. Fill them in or remove the rows."
-            )
+    header, rows = read_table(path)
+    columns = ("time", "event") if task == "survival" else ("label",)
+    _check_header(path, header, ("slide_id", *columns), group_by)
+    names = [name for name in ("slide_id", *columns, "patient_id") if name in header]
+    names += [group_by] if group_by is not None and group_by not in names else []
+    _refuse_empty(path, rows, names, group_by)
     if not rows:
         raise LabelError(f"{path}: a header and no rows; wanted one row per slide.")
     counts = Counter(row["slide_id"] for _, row in rows)
@@ -89,14 +85,17 @@ def read_labels(path: Path) -> Labels:
             f"{path}: {len(twice)} slide ids stand there more than once: {some(twice)}. "
             "Wanted one row per slide."
         )
+    _refuse_values(path, rows, task)
     has_patients = "patient_id" in header
     return Labels(
         path=path,
         slide_ids=tuple(row["slide_id"] for _, row in rows),
-        labels=tuple(row["label"] for _, row in rows),
+        labels=tuple(_label(row, task) for _, row in rows),
         patient_ids=tuple(row["patient_id" if has_patients else "slide_id"] for _, row in rows),
         splits=tuple(row["split"] for _, row in rows) if "split" in header else None,
         has_patients=has_patients,
+        task=task,
+        groups=None if group_by is None else tuple(row[group_by] for _, row in rows),
     )
 
 
@@ -124,51 +123,6 @@ def match(labels: Labels, feature_ids: Collection[str], where: object) -> Match:
     )
 
 
-def classes_of(labels: Labels, positive: str | None) -> tuple[str, ...]:
-    """Return the labels in sorted order; of two, the positive one comes last (default: the last as sorted).
-
-    Raises:
-        LabelError: one label only, ``positive`` is not among them, or there are more than two for it.
-    """
-    counts = Counter(labels.labels)
-    classes = sorted(counts)
-    found = ", ".join(f"'{name}' ({counts[name]})" for name in classes)
-    if len(classes) < 2:
-        raise LabelError(
-            f"{labels.path}: only one label among the slides to train on, {found}; wanted two or more."
-        )
-    if positive is not None and positive not in counts:
-        raise LabelError(f"--positive {positive!r}: not a label of {labels.path}; found {found}.")
-    if positive is not None and len(classes) > 2:
-        raise LabelError(
-            f"--positive {positive!r}: only two labels have a positive one; {labels.path} holds "
-            f"{len(classes)}: {found}. Leave --positive out: each label is scored against the rest."
-        )
-    if positive is not None:
-        classes.sort(key=lambda name: name == positive)
-    return tuple(classes)
-
-
-def check_patients(labels: Labels) -> None:
-    """Refuse a patient whose slides hold different labels: as labels of patients they contradict each other.
-
-    Raises:
-        LabelError: names the patients and their labels, and offers --label-level slide.
-    """
-    held: dict[str, set[str]] = {}
-    for patient, label in zip(labels.patient_ids, labels.labels, strict=True):
-        held.setdefault(patient, set()).add(label)
-    torn = [
-        f"{patient} ({', '.join(sorted(each))})" for patient, each in sorted(held.items()) if len(each) > 1
-    ]
-    if torn:
-        raise LabelError(
-            f"{labels.path}: {len(torn)} patients have slides with different labels: {some(torn)}. Correct "
-            "them, or say --label-level slide if each slide has its own label (a patient then only keeps its "
-            "slides in one fold)."
-        )
-
-
 def check_splits(labels: Labels) -> tuple[str, ...]:
     """Return the split column.
 
@@ -189,40 +143,85 @@ def check_splits(labels: Labels) -> tuple[str, ...]:
     return labels.splits
 
 
-def some(names: Sequence[str]) -> str:
-    """Return the first names and how many more there are."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Return the header and each row with its line number, all stripped; blank lines are passed over."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise LabelError(f"--labels {path}: cannot be read ({error.strerror}); {_WANTED}.") from error
-    except UnicodeDecodeError as error:
+def _check_header(path: Path, header: Sequence[str], needed: Sequence[str], group_by: str | None) -> None:
+    found = ", ".join(repr(name) for name in header) or "an empty file"
+    missing = [name for name in needed if name not in header]
+    if missing:
+        hint = ""
+        if other_delimiter(header):
+            hint = " The fields seem to be separated by ';' or tabs; use commas."
+        elif "label" in missing and {"time", "event"} <= set(header):
+            hint = " Times and events are those of --task survival."
+        wanted = WANTED.replace("label", "time,event") if "time" in needed else WANTED
         raise LabelError(
-            f"--labels {path}: not UTF-8 text ({error.reason}); save it as CSV UTF-8."
-        ) from error
-    reader = csv.reader(io.StringIO(text, newline=""))
-    header = [name.strip() for name in next(reader, [])]
-    rows, ragged = [], []
-    for fields in reader:
-        if not any(field.strip() for field in fields):
-            continue
-        if len(fields) != len(header):
-            ragged.append(f"line {reader.line_num} ({len(fields)})")
-        rows.append((reader.line_num, {k: v.strip() for k, v in zip(header, fields, strict=False)}))
-    if ragged:
-        raise LabelError(
-            f"{path}: {len(ragged)} rows do not have the {len(header)} fields of the header: {some(ragged)}."
+            f"{path}: no column {' and no column '.join(missing)}; found {found}; {wanted}.{hint}"
         )
-    return header, rows
+    if group_by is not None and group_by not in header:
+        raise ConfigError(f"--group-by {group_by}: {path} has no such column; found {found}.")
+    read = {*needed, "patient_id", "split", group_by}
+    twice = [name for name, count in Counter(header).items() if count > 1 and name in read]
+    if twice:
+        raise LabelError(
+            f"{path}: several columns are called {', '.join(repr(name) for name in twice)}; wanted one each. "
+            "Rename or remove the others."
+        )
 
 
-def _other_delimiter(header: list[str]) -> bool:
-    return len(header) == 1 and any(mark in header[0] for mark in (";", "\t"))
+def _refuse_empty(path: Path, rows: Sequence[Row], names: Sequence[str], group_by: str | None) -> None:
+    """Refuse empty fields, and patients and groups that are called as tables call a missing value."""
+    for name in names:
+        empty = [f"line {line} ({row['slide_id'] or '?'})" for line, row in rows if not row[name]]
+        if empty:
+            raise LabelError(
+                f"{path}: {len(empty)} rows have no {name}: {some(empty)}. Fill them in or remove the rows."
+            )
+    for name in names:
+        if name not in ("patient_id", group_by):
+            continue
+        called = [
+            f"line {line} ({row['slide_id']}: '{row[name]}')"
+            for line, row in rows
+            if values.is_missing(row[name], names=True)
+        ]
+        if called:
+            raise LabelError(
+                f"{path}: the {name} of {len(called)} rows is a word for a missing value: {some(called)}. All of "
+                "them would count as one and the same; fill them in or remove the rows."
+            )
+
+
+def _refuse_values(path: Path, rows: Sequence[Row], task: str) -> None:
+    """Refuse what is no number (regression), no time or no event (survival), all of a kind at once."""
+    faults: dict[str, list[str]] = {}
+    for line, row in rows:
+        for name in {"regression": ("label",), "survival": ("time", "event")}.get(task, ()):
+            if name == "event":
+                fault = "" if values.event(row[name]) is not None else f"is none of {', '.join(values.EVENTS)}"
+                fault = "is missing" if values.is_missing(row[name]) else fault
+            else:
+                fault = values.number_fault(row[name], above_zero=name == "time")
+            if fault:
+                where = f"line {line} ({row['slide_id']}: '{row[name]}')"
+                faults.setdefault(f"whose {name} {fault}", []).append(where)
+    if not faults:
+        return
+    listed = "; ".join(f"{len(each)} rows {fault}: {some(each)}" for fault, each in faults.items())
+    advice = (
+        "Wanted a number with a point before its decimals; correct them, or remove the rows. Labels that are "
+        "words are those of --task classification."
+    )
+    if task == "survival":
+        advice = (
+            "Wanted as time how long a patient was seen (days, say; above 0) and as event 1 where it ended with "
+            "the event, 0 where it did not (censored); correct them, or remove the rows."
+        )
+    raise LabelError(f"{path}: {listed}. {advice}")
+
+
+def _label(row: dict[str, str], task: str) -> str:
+    if task == "survival":
+        return values.survival_text(row["time"], bool(values.event(row["event"])))
+    return row["label"]
 
 
 def _extension_hint(without_features: Sequence[str], known: set[str]) -> str:

@@ -8,6 +8,7 @@ from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_featu
 from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write_heatmap
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
+    bags_folder,
     features_folder,
     features_path,
     heatmap_folder,
@@ -17,6 +18,7 @@ from wsi_mil.store.layout import (
 )
 from wsi_mil.store.models import model_digest, read_fold, write_fold
 from wsi_mil.store.opening import encoders_in, only_encoder, open_features
+from wsi_mil.store.packed import Packed, read_packed, write_packed
 from wsi_mil.store.problems import Problem
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 from wsi_mil.store.verify import Verification
@@ -29,11 +31,13 @@ __all__ = [
     "FeaturesSummary",
     "FeaturesWriter",
     "Heatmap",
+    "Packed",
     "Patches",
     "Problem",
     "Verification",
     "atomic_file",
     "atomic_folder",
+    "bags_folder",
     "disk_errors",
     "encoders_in",
     "features_folder",
@@ -51,6 +55,7 @@ __all__ = [
     "read_features",
     "read_fold",
     "read_heatmap",
+    "read_packed",
     "read_patches",
     "read_stage",
     "same_record",
@@ -60,6 +65,7 @@ __all__ = [
     "write_features",
     "write_fold",
     "write_heatmap",
+    "write_packed",
     "write_patches",
     "write_text",
 ]

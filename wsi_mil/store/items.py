@@ -62,6 +62,21 @@ class FeaturesHead:
     record: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size.
+
+        And the stain normalisation, where there was one.
+        """
+        stain = self.record.get("stain", "none")
+        return {
+            "encoder": self.encoder,
+            "weights_digest": self.weights_digest,
+            "dim": self.dim,
+            "mpp": self.geometry.mpp,
+            "patch_px": self.geometry.patch_px,
+        } | ({} if stain == "none" else {"stain": stain})
+
 
 @dataclass(frozen=True, kw_only=True)
 class FeaturesSummary:
@@ -125,18 +140,8 @@ class Features:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size.
-
-        And the stain normalisation, where there was one.
-        """
-        stain = self.record.get("stain", "none")
-        return {
-            "encoder": self.encoder,
-            "weights_digest": self.weights_digest,
-            "dim": int(self.features.shape[1]),
-            "mpp": self.geometry.mpp,
-            "patch_px": self.geometry.patch_px,
-        } | ({} if stain == "none" else {"stain": stain})
+        """What a model must find unchanged in every bag; see ``FeaturesHead.identity``."""
+        return self.head.identity
 
 
 def check_finite(

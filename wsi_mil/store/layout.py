@@ -73,6 +73,11 @@ def model_folder(run: Path, name: str) -> Path:
     return run / "models" / name
 
 
+def bags_folder(run: Path, encoder: str) -> Path:
+    """RUN/train/bags/<encoder>: the features packed for training, a cache."""
+    return run / "train" / "bags" / features_folder(run, encoder).name
+
+
 def heatmap_folder(run: Path, name: str, slide_id: str) -> Path:
     """RUN/heatmaps/<name>/<slide_id>."""
     return run / "heatmaps" / name / slide_id

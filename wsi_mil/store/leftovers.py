@@ -28,7 +28,7 @@ def leftovers(run: Path) -> list[Problem]:
 
 def _folders(run: Path) -> Iterator[Path]:
     """Yield the folders where stages write."""
-    patterns = (".", "*", "features/*", "heatmaps/*", "embed/claims/*")
+    patterns = (".", "*", "features/*", "heatmaps/*", "embed/claims/*", "train/*")
     seen = set()
     for pattern in patterns:
         for path in [run] if pattern == "." else sorted(run.glob(pattern)):

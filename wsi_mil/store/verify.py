@@ -20,6 +20,7 @@ from wsi_mil.store.items import Patches
 from wsi_mil.store.layout import patches_path, read_pointer
 from wsi_mil.store.leftovers import leftovers
 from wsi_mil.store.opening import name_of
+from wsi_mil.store.packed import check_packed
 from wsi_mil.store.problems import Problem, inside
 from wsi_mil.store.verify_files import Checked, Subject
 from wsi_mil.store.zarr_features import LocalZarr, RemoteZarr, ZarrFeatures
@@ -31,7 +32,7 @@ _STAGES = ("tile", "import", "embed", "train", "heatmap", "report")
 class Verification:
     """The checks of a run: ``checks`` is what to call, in this order; ``problems`` what they have found.
 
-    ``files`` are what is checked: files, folders of models and heatmaps, groups of a zarr store.
+    ``files`` are what is checked: files, folders of packed bags, models and heatmaps, groups of a zarr store.
     """
 
     run: Path
@@ -48,6 +49,9 @@ class Verification:
             self._add(str(path), self._check_patches, path)
         for path in self._inside("features", "*"):
             self._list_features(path)
+        for path in self._inside("train", "bags/*"):
+            if path.is_dir():
+                self._add(str(path), lambda path: self.problems.extend(check_packed(path)), path)
         for path in self._inside("models", "*"):
             if path.is_dir():
                 self._add(str(path), lambda path: self.problems.extend(outputs.check_model(path)), path)

@@ -4,130 +4,132 @@ Comes in: labels and the features of one encoder. Goes out: a ``Cohort``, and an
 that is not in it. It knows no model.
 """
 
-import hashlib
-from collections.abc import Sequence
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from wsi_mil import config as configs
 from wsi_mil import manifest, store
 from wsi_mil.config import TrainConfig
-from wsi_mil.errors import FormatError, LabelError
+from wsi_mil.errors import LabelError
 from wsi_mil.parallel import Outcome, console
+from wsi_mil.train.packed import pack
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bag:
-    """One slide's features (N, D) float16, N >= 1, and the digest of their values."""
+    """One slide, or all slides of a patient: rows ``ranges`` (start, stop) of the packed array, at least one.
 
-    slide_id: str
-    features_ND: NDArray[np.float16]
-    digest: str
+    ``name`` is the slide id, or the patient's. ``ranges[k]`` are the rows of ``slide_ids[k]``.
+    """
+
+    name: str
+    slide_ids: tuple[str, ...]
+    patient_id: str
+    ranges: tuple[tuple[int, int], ...]
+
+    def __len__(self) -> int:
+        """Return how many patches it has."""
+        return sum(stop - start for start, stop in self.ranges)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cohort:
-    """Bags and their labels, row by row in the order of the slide ids.
+    """Bags and what is to be learnt about them, row by row in the order of their names.
 
-    ``codes_N`` are positions in ``classes``; of two classes the positive one is the second. ``left_out`` are
-    the slides that are not in it, with the reason. ``identity`` is that of all features.
+    ``labels`` and ``targets`` have a row per bag. ``left_out`` are the slides that are not in it, with the
+    reason. ``identity`` is that of all features.
     """
 
+    packed: store.Packed
     bags: list[Bag]
     labels: manifest.Labels
-    classes: tuple[str, ...]
-    codes_N: NDArray[np.int64]
+    targets: manifest.Targets
     identity: dict[str, Any]
     left_out: list[Outcome]
 
     @property
     def features_digest(self) -> str:
-        """Digest of the values of all features."""
-        return configs.digest({bag.slide_id: bag.digest for bag in self.bags})
+        """Digest of the values of all features, by slide."""
+        return configs.digest(dict(zip(self.packed.slide_ids, self.packed.checksums, strict=True)))
 
     @property
     def labels_digest(self) -> str:
-        """Digest of the labels, patients and splits of the slides in the cohort."""
-        splits = self.labels.splits or ("",) * len(self.bags)
-        columns = zip(self.labels.slide_ids, self.labels.labels, self.labels.patient_ids, splits, strict=True)
-        return configs.digest({slide: each for slide, *each in columns})
+        """Digest of the labels, patients, splits and groups of the bags."""
+        labels, none = self.labels, ("",) * len(self.bags)
+        columns = (labels.slide_ids, labels.labels, labels.patient_ids, labels.splits or none)
+        columns += (labels.groups,) if labels.groups is not None else ()
+        return configs.digest({name: each for name, *each in zip(*columns, strict=True)})
 
 
 def read_cohort(config: TrainConfig) -> Cohort:
-    """Read the labels and the features they belong to.
+    """Read the labels, and pack the features they belong to.
 
     Slides that cannot be trained on are listed in ``left_out``: failed where a labelled slide has no
     features, no patches or an unreadable file, skipped where features have no label.
 
     Raises:
-        ConfigError: no features of that encoder, or of several and none named.
+        ConfigError: no features of that encoder, or of several and none named; no column --group-by.
         LabelError: the labels are wrong in themselves or do not fit the features.
         FormatError: features of different encoders, weights, mpp or patch sizes.
+        StoreError: there is no room for the packed features.
     """
-    labels = manifest.read_labels(config.labels)
+    labels = manifest.read_labels(config.labels, config.task, config.group_by)
     if not labels.has_patients:
-        console.print(
-            f"{labels.path}: no column 'patient_id'; each slide counts as its own patient.",
-            markup=False,
-            soft_wrap=True,
-        )
+        _note(f"{labels.path}: no column 'patient_id'; each slide counts as its own patient.")
     if config.label_level == "patient":
         manifest.check_patients(labels)
     features = store.open_features(config.run, config.encoder or store.only_encoder(config.run))
     place = features.place
     match = manifest.match(labels, features.slide_ids(), place)
+    manifest.make_targets(match.labels, config)  # bad labels are said before anything is packed
     left_out = [
         Outcome(slide_id=each, status="failed", reason=f"no features: not in {place}.{match.hint}")
         for each in match.without_features
     ]
     left_out += [Outcome(slide_id=each, status="skipped", reason="no label") for each in match.without_label]
 
-    bags, identity, failed = _read_bags(features, match.labels.slide_ids)
-    left_out += failed
+    packed, failed = pack(config.run, features, match.labels.slide_ids)
+    left_out += [Outcome(slide_id=each, status="failed", reason=reason) for each, reason in failed.items()]
     _say(left_out)
-    if not bags:
+    if packed is None:
         raise LabelError(f"{labels.path}: no slide with a label has a patch in {place}; nothing to train on.")
-    used = {bag.slide_id for bag in bags}
+    used = set(packed.slide_ids)
     kept = match.labels.take(i for i, each in enumerate(match.labels.slide_ids) if each in used)
-    classes = manifest.classes_of(kept, config.positive)
-    codes = np.array([classes.index(label) for label in kept.labels], np.int64)
+    bags, rows = _bags(config, packed, kept)
+    targets = manifest.make_targets(rows, config)
+    for remark in (*targets.remarks, manifest.group_remark(kept)):
+        if remark:
+            _note(remark)
     return Cohort(
-        bags=bags, labels=kept, classes=classes, codes_N=codes, identity=identity, left_out=left_out
+        packed=packed, bags=bags, labels=rows, targets=targets, identity=packed.identity, left_out=left_out
     )
 
 
-def _read_bags(
-    features: store.FeatureStore, slide_ids: Sequence[str]
-) -> tuple[list[Bag], dict[str, Any], list[Outcome]]:
-    """Return the bags that can be used, the identity they share, and the failures of the others."""
-    bags: list[Bag] = []
-    failed: list[Outcome] = []
-    identity: dict[str, Any] = {}
-    first = ""
-    for slide_id in slide_ids:
-        try:
-            item = features.read(slide_id)
-        except FormatError as error:
-            failed.append(Outcome(slide_id=slide_id, status="failed", reason=str(error)))
-            continue
-        if not len(item.features):
-            reason = "0 patches: no tissue was found on it, so there is nothing to train on or to score"
-            failed.append(Outcome(slide_id=slide_id, status="failed", reason=reason))
-            continue
-        if not identity:
-            identity, first = item.identity, features.where(slide_id)
-        difference = configs.first_difference(identity, item.identity)
-        if difference is not None:
-            raise FormatError(
-                f"{features.where(slide_id)}: other features than {first}: {difference}. One model "
-                "needs one kind; tile and embed all slides with the same settings."
-            )
-        digest = hashlib.sha256(np.ascontiguousarray(item.features).tobytes()).hexdigest()[:16]
-        bags.append(Bag(slide_id=slide_id, features_ND=item.features, digest=digest))
-    return bags, identity, failed
+def _bags(
+    config: TrainConfig, packed: store.Packed, labels: manifest.Labels
+) -> tuple[list[Bag], manifest.Labels]:
+    """Return a bag per slide, or per patient, and the labels with a row for each; both sorted by name."""
+    members = [[i] for i in range(len(labels.slide_ids))]
+    rows = labels
+    if config.patient_bags == "merge":
+        if config.splits is not None or config.split not in ("auto", "column"):
+            labels = dataclasses.replace(labels, splits=None)  # not asked for: it may contradict itself
+        rows, members = manifest.by_patient(labels)
+    bags = [
+        Bag(
+            name=name,
+            slide_ids=tuple(packed.slide_ids[i] for i in each),
+            patient_id=patient,
+            ranges=tuple(packed.ranges[i] for i in each),
+        )
+        for name, patient, each in zip(rows.slide_ids, rows.patient_ids, members, strict=True)
+    ]
+    return bags, rows
+
+
+def _note(text: str) -> None:
+    console.print(text, markup=False, soft_wrap=True)
 
 
 def _say(left_out: list[Outcome]) -> None:
@@ -136,6 +138,4 @@ def _say(left_out: list[Outcome]) -> None:
     for each in left_out:
         by_reason.setdefault((each.status, each.reason), []).append(each.slide_id)
     for (status, reason), names in by_reason.items():
-        console.print(
-            f"{status}: {len(names)} slides ({manifest.some(names)}): {reason}", markup=False, soft_wrap=True
-        )
+        _note(f"{status}: {len(names)} slides ({manifest.some(names)}): {reason}")

@@ -22,6 +22,7 @@ from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.train.bags import Cohort, read_cohort
 from wsi_mil.train.crossval import FoldResult, Grid, Plan, cross_validate
 from wsi_mil.train.memory import Work
+from wsi_mil.train.packed import tensor_of
 from wsi_mil.train.patches import Patches
 from wsi_mil.train.plan import make_plan, shuffled, with_values
 from wsi_mil.train.results import Null, leading_score, write_model
@@ -117,7 +118,7 @@ def _train(
         "config": record,
         "config_digest": configs.digest(record),
     }
-    patches = Patches(torch.from_numpy(cohort.packed.array), [bag.ranges for bag in cohort.bags])
+    patches = Patches(tensor_of(cohort.packed), [bag.ranges for bag in cohort.bags])
     networks = sum(len(vals) for vals in plan.vals) * len(grid)
     total = networks * config.epochs * (1 + config.permutations)
     with parallel.progress(f"train {config.model}", total, unit="epochs") as report:
