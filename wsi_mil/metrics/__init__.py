@@ -1,7 +1,7 @@
 """Scores, their bootstrap intervals, calibration, curves, and folds that never part a patient.
 
-Comes in: arrays over rows (targets, predictions, ids of patients and groups). Goes out: numbers, and arrays of row
-indices. It knows no file and no model.
+Comes in: arrays over rows (targets, predictions, ids of patients and groups). Goes out: numbers, and arrays
+of row indices. It knows no file and no model.
 """
 
 from wsi_mil.metrics.arrays import Floats, Indices, Task

@@ -9,6 +9,6 @@ Indices = NDArray[np.int64]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Targets = NDArray[Any]
-"""Of classification and ordinal (N,) codes; multilabel (N, L) 0/1; regression (N,); survival (N, 2) time, event."""
+"""Classification, ordinal: codes (N,). Multilabel: 0/1 (N, L). Regression: (N,). Survival: time, event."""
 
 Task = Literal["classification", "multilabel", "ordinal", "regression", "survival"]

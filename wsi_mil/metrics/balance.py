@@ -37,12 +37,12 @@ def strata(task: Task, targets: Targets, *, bins: int = BINS, rare: int = RARE) 
 def kinds(task: Task, targets: Targets, names: Sequence[str]) -> tuple[tuple[str, ...], Bools | None]:
     """Return what every training part has to hold, as ``names`` and ``kinds_NK`` of the ways to split.
 
-    Classification and ordinal: every class; their names, and None, as the strata say it. Multilabel: a row with
-    and one without each label. Survival: an event that was seen. Regression: nothing. ``names`` are those of
-    the classes or labels.
+    Classification and ordinal: every class; their names, and None, as the strata say it. Multilabel: a row
+    with and one without each label. Survival: an event that was seen. Regression: nothing. ``names`` are
+    those of the classes or labels.
 
-    A multilabel label that one training patient has cannot be in both parts of an inner split: leave the kinds
-    out of ``inner_parts`` there, and its validation does without.
+    A multilabel label that one training patient has cannot be in both parts of an inner split: leave the
+    kinds out of ``inner_parts`` there, and its validation does without.
     """
     if task in ("classification", "ordinal"):
         return tuple(names), None

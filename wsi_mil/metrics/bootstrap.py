@@ -45,11 +45,11 @@ def with_intervals(
 ) -> dict[str, Interval]:
     """Return every score of the task (``scores_of``) with a 95 % percentile bootstrap interval over patients.
 
-    A cluster bootstrap: patients are drawn with replacement, each with all its rows. A resample in which one of
-    the scores is not defined though the rows define it (it lacks a class, say) is drawn again, so that all
-    intervals stand on the same resamples; where ten times as many draws do not give enough, ``samples`` says how
-    many there were. Multilabel: none is drawn again, as rare labels would leave few; each score stands on the
-    resamples that define it, and a mean is over the labels that the resample defines.
+    A cluster bootstrap: patients are drawn with replacement, each with all its rows. A resample in which one
+    of the scores is not defined though the rows define it (it lacks a class, say) is drawn again, so that all
+    intervals stand on the same resamples; where ten times as many draws do not give enough, ``samples`` says
+    how many there were. Multilabel: none is drawn again, as rare labels would leave few; each score stands on
+    the resamples that define it, and a mean is over the labels that the resample defines.
 
     Source: Field & Welsh, J. R. Stat. Soc. B 69 (2007), cluster bootstrap; Efron's percentile interval.
     """
@@ -76,7 +76,7 @@ def with_intervals(
 
 
 def resampler(patients_N: Sequence[str], seed: int) -> Callable[[int], Floats]:
-    """Return the function that draws the next resamples: (N, S) weights, how often each row's patient was drawn.
+    """Return the function that draws the next resamples: (N, S), how often each row's patient was drawn.
 
     It gives at most as many as asked for, and fewer where many rows would fill the memory. The stream of
     resamples does not depend on how many are drawn at once.

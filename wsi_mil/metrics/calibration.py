@@ -1,7 +1,7 @@
 """Whether a probability of 0.8 comes true eight times in ten, and a temperature that brings it there.
 
-Comes in: targets, and probabilities or the logits behind them. Goes out: bins, an error, temperatures. What is
-fitted here is never judged on the rows that it was fitted on.
+Comes in: targets, and probabilities or the logits behind them. Goes out: bins, an error, temperatures. What
+is fitted here is never judged on the rows that it was fitted on.
 """
 
 from collections.abc import Sequence
@@ -104,9 +104,9 @@ def crossfitted_temperature(
 ) -> Floats:
     """Return probabilities, each fold's rows at the temperature that the rows of all other folds ask for.
 
-    ``folds_N`` is the fold that tested each row. No row has a part in its own temperature: scores of the result
-    are honest. Of repeated cross-validations give ``patients_N`` too: a patient that a fold tested was tested in
-    every repeat, and all its rows stay out of that fold's temperature.
+    ``folds_N`` is the fold that tested each row. No row has a part in its own temperature: scores of the
+    result are honest. Of repeated cross-validations give ``patients_N`` too: a patient that a fold tested was
+    tested in every repeat, and all its rows stay out of that fold's temperature.
 
     Raises:
         ValueError: one fold only, so there are no other rows.
@@ -123,14 +123,14 @@ def crossfitted_temperature(
 
 
 def claims(codes_N: Indices, probability_NC: Floats) -> tuple[Floats, Floats]:
-    """Return what is claimed of each row, with which probability (N,), and 1 where it is true, else 0 (N,)."""
+    """Return the probability of what is claimed of each row (N,), and 1 where it is true, else 0 (N,)."""
     if probability_NC.shape[1] == 2:
         return probability_NC[:, 1], (codes_N == 1).astype(np.float64)
     return probability_NC.max(axis=1), (probability_NC.argmax(axis=1) == codes_N).astype(np.float64)
 
 
 def bin_of(predicted_N: Floats, bins: int) -> Indices:
-    """Return the bin of each probability: bin k holds k / bins up to, not with, (k + 1) / bins; the last also 1."""
+    """Return the bin of each probability: k holds k / bins to, not with, (k + 1) / bins; the last also 1."""
     return np.clip((predicted_N * bins).astype(np.int64), 0, bins - 1)
 
 

@@ -1,4 +1,4 @@
-"""Curves as points, to be drawn elsewhere: ROC with a band, precision and recall (reliability: ``calibration``).
+"""Curves as points, to be drawn elsewhere: ROC with a band, precision and recall (``calibration`` has bins).
 
 Comes in: which rows are positive and their scores. Goes out: arrays. It draws nothing.
 """
@@ -54,7 +54,7 @@ def pr_points(positive_N: Bools, score_N: Floats) -> Floats:
 def roc_band(
     positive_N: Bools, score_N: Floats, patients_N: Sequence[str], *, samples: int, seed: int, points: int = _GRID
 ) -> Band:
-    """Return the 95 % percentile bootstrap band of the ROC curve over patients, drawn as ``with_intervals`` does.
+    """Return the 95 % percentile bootstrap band of the ROC curve over patients, as ``with_intervals`` draws.
 
     Pointwise: a curve leaves it somewhere more often than one time in twenty. Resamples that lack positive or
     negative rows have no curve and are passed over.

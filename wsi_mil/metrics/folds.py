@@ -4,10 +4,10 @@ Comes in: for each row its stratum, its patient and its group; what every traini
 arrays of row indices. It knows no task: ``balance`` makes strata and kinds of targets.
 
 In all ways of splitting, ``names`` are what no training part may lack: without ``kinds_NK`` the strata are
-classes and these are their names; with it, row i is of kind k where ``kinds_NK[i, k]``, and ``names`` are those of
-the kinds (``balance.kinds``). No names: nothing is required. ``groups_N`` are values that stay whole on one side,
-patients too: patients and groups that are linked, however far around, move together. Why a site should: Howard
-et al., Nat. Commun. 12:4423 (2021), models read the site off the stain.
+classes and these are their names; with it, row i is of kind k where ``kinds_NK[i, k]``, and ``names`` are
+those of the kinds (``balance.kinds``). No names: nothing is required. ``groups_N`` are values that stay whole
+on one side, patients too: patients and groups that are linked, however far around, move together. Why a site
+should: Howard et al., Nat. Commun. 12:4423 (2021), models read the site off the stain.
 """
 
 import warnings
@@ -59,11 +59,11 @@ def patient_folds(
     """Return ``folds`` folds per repeat, balanced by stratum and grouped by patient (StratifiedGroupKFold).
 
     Every row is tested once per repeat, all rows of a patient (and of a group) in the same fold; no fold is
-    empty, and every training part holds all that it has to. Each repeat is drawn anew, unlike the others where
-    that can be; the first is that of ``repeats=1``. A test part may hold one class only.
+    empty, and every training part holds all that it has to. Each repeat is drawn anew, unlike the others
+    where that can be; the first is that of ``repeats=1``. A test part may hold one class only.
 
     Raises:
-        LabelError: more folds than patients (or groups), than patients of a class, or no draw gives such folds.
+        LabelError: more folds than patients (groups), than patients of a class, or no draw gives such folds.
     """
     units_N = units(patients_N, groups_N)
     called, shown_NK = _needs(strata_N, names, kinds_NK)
@@ -77,7 +77,7 @@ def patient_folds(
         if tests is None:
             held = f" in which every training part holds slides {_listed(called)}" if called else ""
             raise LabelError(
-                f"--folds {folds}: {2 * _DRAWS} draws gave no folds{held}; use fewer folds, or name the folds "
+                f"--folds {folds}: {2 * _DRAWS} draws gave no folds{held}; use fewer folds, or name them "
                 "in a split column."
             )
         seen.add(_partition(tests))
@@ -98,8 +98,8 @@ def leave_one_out(
     Groups that share a patient are one: a patient is never on two sides.
 
     Raises:
-        LabelError: one patient (group) only, or a class has one only: without it nothing of the class could be
-            learnt.
+        LabelError: one patient (group) only, or a class has one only: without it nothing of the class could
+            be learnt.
     """
     units_N = units(patients_N, groups_N)
     held: dict[int, set[str]] = {}
@@ -180,8 +180,8 @@ def inner_parts(
 def units(patients_N: Sequence[str], groups_N: Sequence[str] | None = None) -> Indices:
     """Return which rows (N,) can only move together, numbered in sorted order of patients, or of groups.
 
-    Without groups: those of a patient. With them: the connected components of the graph in which a row ties its
-    patient to its group.
+    Without groups: those of a patient. With them: the connected components of the graph in which a row ties
+    its patient to its group.
     """
     patient_of_N = np.unique(np.asarray(patients_N), return_inverse=True)[1].reshape(-1)
     if groups_N is None:
@@ -255,15 +255,15 @@ def _check_enough(
     if counts and every_fold and counts[least] < folds:
         each = ", ".join(f"{name.removeprefix('of label ')}: {n}" for name, n in zip(called, counts, strict=True))
         raise LabelError(
-            f"--folds {folds}: more than the patients {called[least]} (patients per label: {each}; {total} in "
-            f"all). {_fewer(counts[least])}"
+            f"--folds {folds}: more than the patients {called[least]} (patients per label: {each}; {total} "
+            f"in all). {_fewer(counts[least])}"
         )
     if total < folds:
         raise LabelError(f"--folds {folds}: more than the {total} {word}. {_fewer(total)}")
     if counts and counts[least] < 2:
         raise LabelError(
-            f"--folds {folds}: {counts[least]} of the {total} {word} holds a slide {called[least]}; wanted two "
-            "or more: one to train on, one to test."
+            f"--folds {folds}: {counts[least]} of the {total} {word} holds a slide {called[least]}; wanted "
+            "two or more: one to train on, one to test."
         )
 
 
@@ -288,8 +288,8 @@ def _draw(
 ) -> list[Indices] | None:
     """Return test parts, none empty and each kind in the rest of each; None where no draw has given such.
 
-    One that is not among those ``seen``, where a draw gives one. Groups of unlike sizes are dealt out by size,
-    the same in each draw: what then cannot be had with balance is tried without.
+    One that is not among those ``seen``, where a draw gives one. Groups of unlike sizes are dealt out by
+    size, the same in each draw: what then cannot be had with balance is tried without.
     """
     again = None
     for draw in range(2 * _DRAWS):
@@ -312,7 +312,7 @@ def _grouped(strata_N: Indices, units_N: Indices, folds: int, seed: int) -> list
         strata_N = np.zeros_like(strata_N)
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed % 2**32)
     with warnings.catch_warnings():
-        # A stratum that cannot reach every fold is spread as far as it goes; who needs it asks for it by name.
+        # A stratum that cannot reach every fold is spread as far as it goes; who needs it asks by name.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
         return [np.asarray(test) for _, test in splitter.split(strata_N, strata_N, units_N)]
 

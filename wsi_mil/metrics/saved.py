@@ -19,7 +19,7 @@ _ROLES = ("train", "val", "test")
 
 @dataclass
 class _Saved:
-    """Role of each slide for every (fold, member); slides named twice by one; the repeat a fold says it is of."""
+    """Role of each slide for every (fold, member); slides that one names twice; the repeats of a fold."""
 
     roles: dict[tuple[int, int], dict[str, str]] = field(default_factory=dict)
     twice: dict[tuple[int, int], list[str]] = field(default_factory=dict)
@@ -91,8 +91,8 @@ def _read(rows: Iterable[Mapping[str, str]], where: str) -> _Saved:
     wrong += [f"fold {fold} (of repeats {sorted(each)})" for fold, each in saved.repeats.items() if len(each) > 1]
     if wrong or not saved.roles:
         raise LabelError(
-            f"{where}: {_some(wrong) or 'no row'}; wanted columns fold and member (whole numbers), slide_id, and "
-            "role: train, val or test. Only a splits.csv as the train stage writes it can be used again."
+            f"{where}: {_some(wrong) or 'no row'}; wanted columns fold and member (whole numbers), slide_id, "
+            "and role: train, val or test. Only a splits.csv as the train stage writes it can be used again."
         )
     return saved
 
@@ -125,7 +125,7 @@ def _check_roles(
     groups_N: Sequence[str] | None,
     where: str,
 ) -> None:
-    """Refuse members with other test slides than the first, an empty part, or a patient or group in two parts."""
+    """Refuse members with other test slides than the first, an empty part, an id in two parts."""
     tests = [{slide for slide, role in zip(slide_ids_N, each, strict=True) if role == "test"} for each in roles_MN]
     for member, (roles_N, test) in enumerate(zip(roles_MN, tests, strict=True)):
         if test != tests[0]:
@@ -135,7 +135,7 @@ def _check_roles(
             )
         for role in ("train", "test"):
             if role not in roles_N:
-                raise LabelError(f"{where}, member {member}: no slide has the role '{role}'; wanted one or more.")
+                raise LabelError(f"{where}, member {member}: no slide has the role '{role}'; wanted some.")
         check_whole(roles_N, patients_N, "patients", f"{where}, member {member}")
         if groups_N is not None:
             check_whole(roles_N, groups_N, "groups", f"{where}, member {member}")

@@ -1,7 +1,7 @@
 """One function per score: targets and predictions in, a number out, None where the rows do not define it.
 
-Scores of classes take ``codes_N`` and probabilities (N, C); of two classes, code 1 is the positive one, and the
-predicted class is the most probable. Scores of labels take 0/1 (N, L) and probabilities (N, L). Scores of
+Scores of classes take ``codes_N`` and probabilities (N, C); of two classes, code 1 is the positive one, and
+the predicted class is the most probable. Scores of labels take 0/1 (N, L) and probabilities (N, L). Scores of
 numbers take both as (N,). They come from scikit-learn where it has them.
 """
 
@@ -229,7 +229,7 @@ def brier_terms(codes_N: Indices, probability_NC: Floats) -> Floats:
 
 
 def log_terms(codes_N: Indices, probability_NC: Floats) -> Floats:
-    """Return each row's negative log-probability of its class; a probability of 0 counts as the least above it."""
+    """Return each row's negative log-probability of its class; 0 counts as the least step above it."""
     right_N = probability_NC[np.arange(len(codes_N)), codes_N]
     terms_N: Floats = -np.log(np.clip(right_N, np.finfo(np.float64).eps, 1.0))
     return terms_N

@@ -224,7 +224,7 @@ def _gaps(codes_N: Indices, probability_NC: Floats) -> Floats:
 
 
 def _correlation_of_ranks(x_N: Floats, y_N: Floats) -> Callable[[Floats], Floats]:
-    """Return the function from weights to (S,) Spearman correlations: a row of weight 2 stands there twice."""
+    """Return the function from weights to (S,) rank correlations: a row of weight 2 stands there twice."""
     groups = [_groups(x_N), _groups(y_N)]
 
     def weigh(weights_NS: Floats) -> Floats:
