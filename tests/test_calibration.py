@@ -44,7 +44,9 @@ def test_a_temperature_undoes_what_was_too_sure(factor):
 def test_a_temperature_has_the_least_loss_of_a_fine_grid():
     logits, codes = overconfident(60, 3, 2.5, seed=3)
     grid = np.exp(np.linspace(np.log(0.05), np.log(20), 4001))
-    losses = [sk.log_loss(codes, metrics.probabilities("classification", logits, t), labels=[0, 1, 2]) for t in grid]
+    losses = [
+        sk.log_loss(codes, metrics.probabilities("classification", logits, t), labels=[0, 1, 2]) for t in grid
+    ]
     assert metrics.fit_temperature(logits, codes) == pytest.approx(grid[np.argmin(losses)], rel=2e-3)
 
 

@@ -115,7 +115,10 @@ def test_overrides_of_a_file_may_be_paths(tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"model": "transformer"}, "--model transformer: unknown; wanted gated-attention, .*, or torchmil:NAME"),
+        (
+            {"model": "transformer"},
+            "--model transformer: unknown; wanted gated-attention, .*, or torchmil:NAME",
+        ),
         ({"model": "torchmil:"}, "--model torchmil:: unknown"),
         ({"task": "survivall"}, "--task survivall: unknown; wanted classification, multilabel"),
         ({"split": 5}, "--split 5: unknown; wanted auto, kfold"),
@@ -153,17 +156,26 @@ def test_overrides_of_a_file_may_be_paths(tmp_path):
         ({"task": "ordinal", "classes": ("a",)}, "--task ordinal: needs --classes"),
         ({"task": "regression", "classes": ("a", "b")}, "--classes a, b: --task regression has no classes"),
         ({"task": "survival", "classes": ("a", "b")}, "--classes a, b: --task survival has no classes"),
-        ({"task": "multilabel", "classes": ("a", "none")}, "--classes a, none: .*'none' says that there is none"),
+        (
+            {"task": "multilabel", "classes": ("a", "none")},
+            "--classes a, none: .*'none' says that there is none",
+        ),
         ({"task": "multilabel", "classes": ("a;b",)}, "--classes a;b: ';' joins labels"),
         ({"task": "regression", "positive": "a"}, "--positive a: only --task classification"),
         ({"positive": "c", "classes": ("a", "b")}, "--positive c: not one of --classes a, b"),
-        ({"survival_loss": "discrete"}, "--survival-loss discrete: only with --task survival, not classification"),
+        (
+            {"survival_loss": "discrete"},
+            "--survival-loss discrete: only with --task survival, not classification",
+        ),
         (
             {"task": "survival", "survival_loss": "discrete", "time_bins": 1},
             "--time-bins 1: at least 2 intervals",
         ),
         ({"branches": "class", "model": "max"}, "--branches class: --model max has no attention to branch"),
-        ({"patient_bags": "merge", "label_level": "slide"}, "--patient-bags merge: .*not with --label-level slide"),
+        (
+            {"patient_bags": "merge", "label_level": "slide"},
+            "--patient-bags merge: .*not with --label-level slide",
+        ),
         ({"split": "column", "repeats": 2}, "--repeats 2: --split column has one set of folds"),
         ({"split": "leave-one-out", "repeats": 2}, "--repeats 2: --split leave-one-out has one set"),
         ({"splits": Path("s.csv"), "split": "kfold"}, "--splits s.csv: the file says who is in which fold"),

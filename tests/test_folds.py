@@ -219,7 +219,12 @@ def test_training_parts_hold_what_the_task_needs():
     targets = np.array([[float(i + 1), i in (2, 7)] for i in range(12)])
     names, kinds = metrics.kinds("survival", targets, ())
     made = metrics.patient_folds(
-        metrics.strata("survival", targets), [f"p{i}" for i in range(12)], 4, seed=0, names=names, kinds_NK=kinds
+        metrics.strata("survival", targets),
+        [f"p{i}" for i in range(12)],
+        4,
+        seed=0,
+        names=names,
+        kinds_NK=kinds,
     )
     assert len(made) == 4
     assert all(targets[fold.train, 1].any() for fold in made)
@@ -288,7 +293,9 @@ def test_saved_folds_come_back_as_they_were(folds, repeats, members, seed):
         assert (old.train.tolist(), old.test.tolist(), old.repeat) == (
             new.train.tolist(), new.test.tolist(), new.repeat,
         )  # fmt: skip
-    assert [[val.tolist() for val in each] for each in vals] == [[val.tolist() for val in each] for each in back_vals]
+    assert [[val.tolist() for val in each] for each in vals] == [
+        [val.tolist() for val in each] for each in back_vals
+    ]
 
 
 def saved(change):
@@ -359,7 +366,9 @@ def test_saved_folds_may_say_their_repeat():
 def test_repeats_of_sites_of_unlike_sizes_differ():
     sites = np.repeat([f"s{i}" for i in range(9)], np.arange(2, 11))
     patients = [f"p{i}" for i in range(len(sites))]
-    made = metrics.patient_folds(np.arange(len(sites)) % 2, patients, 3, seed=0, groups_N=list(sites), repeats=4)
+    made = metrics.patient_folds(
+        np.arange(len(sites)) % 2, patients, 3, seed=0, groups_N=list(sites), repeats=4
+    )
     assert len({frozenset(tuple(fold.test) for fold in made if fold.repeat == r) for r in range(4)}) == 4
     three = metrics.patient_folds(np.zeros(3, int), list("abc"), 3, seed=0, repeats=2)  # one way only
     assert {tuple(fold.test) for fold in three[:3]} == {tuple(fold.test) for fold in three[3:]}

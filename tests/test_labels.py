@@ -52,7 +52,10 @@ def test_without_patients_each_slide_is_its_own(tmp_path):
         ("slide_id,label\na,x,y\nb\n", r"2 rows do not have the 2 fields .*: line 2 \(3\), line 3 \(1\)"),
         ("slide_id,label\n", r"a header and no rows"),
         ("slide_id,label,label\na,x,y\n", r"several columns are called 'label'; wanted one each"),
-        ("slide_id,time,event\na,1,1\n", r"no column label; .* Times and events are those of --task survival"),
+        (
+            "slide_id,time,event\na,1,1\n",
+            r"no column label; .* Times and events are those of --task survival",
+        ),
         (
             "slide_id,label,patient_id\na,x,nan\nb,y,P\nc,y,NaN\n",
             r"patient_id of 2 rows is a word for a missing value: line 2 \(a: 'nan'\), line 4 \(c: 'NaN'\)",
@@ -129,7 +132,9 @@ def read(tmp_path, text, *arguments):
 
 
 def test_survival_reads_time_and_event(tmp_path):
-    rows = "".join(f"{event},{i + 1}.5,s{i}\n" for i, event in enumerate(["1", "0", "True", "no", "1.0", "FALSE"]))
+    rows = "".join(
+        f"{event},{i + 1}.5,s{i}\n" for i, event in enumerate(["1", "0", "True", "no", "1.0", "FALSE"])
+    )
     labels = read(tmp_path, "event,time,slide_id\n" + rows, "survival")
     assert labels.task == "survival"
     assert labels.labels == (
@@ -180,7 +185,9 @@ def test_groups_are_of_the_column_asked_for(tmp_path):
         read(tmp_path, text, "classification", "sites")
     with pytest.raises(LabelError, match=r"1 rows have no site: line 3 \(b\)"):
         read(tmp_path, "slide_id,label,site\na,x,NA\nb,y,\n", "classification", "site")
-    with pytest.raises(LabelError, match=r"the site of 1 rows is a word for a missing value: line 3 \(b: 'nan'\)"):
+    with pytest.raises(
+        LabelError, match=r"the site of 1 rows is a word for a missing value: line 3 \(b: 'nan'\)"
+    ):
         read(tmp_path, "slide_id,label,site\na,x,NA\nb,y,nan\n", "classification", "site")
 
 

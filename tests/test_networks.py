@@ -10,7 +10,7 @@ import torch
 from wsi_mil import models, train
 from wsi_mil.config import TrainConfig
 from wsi_mil.errors import TrainingError
-from wsi_mil.train import fit as fitting
+from wsi_mil.train.fit import _seeded
 from wsi_mil.train.memory import Work
 from wsi_mil.train.networks import Training
 from wsi_mil.train.patches import Patches
@@ -127,7 +127,7 @@ def test_a_killed_training_goes_on_where_it_was_to_the_same_end(tmp_path, monkey
     def training():
         return Training(patches, codes, jobs, head=head(config), config=config, device=CPU)
 
-    with fitting._seeded(5, CPU):
+    with _seeded(5, CPU):
         whole = training().run()
     monkeypatch.setattr("wsi_mil.train.memory.EVERY", 0.0)
 
@@ -145,10 +145,10 @@ def test_a_killed_training_goes_on_where_it_was_to_the_same_end(tmp_path, monkey
 
     # Killed after the third epoch, before its state is kept, and again, in the fifth.
     for epochs in (3, 3):
-        with fitting._seeded(5, CPU), pytest.raises(KilledError):
+        with _seeded(5, CPU), pytest.raises(KilledError):
             training().run(Work(tmp_path / "w", {"a": 1}).memory("0"), kill_after(epochs))
     done = []
-    with fitting._seeded(5, CPU):
+    with _seeded(5, CPU):
         again = training().run(Work(tmp_path / "w", {"a": 1}).memory("0"), done.append)
     assert len(done) == 8 - 4, "the first four epochs were not made again"
     for one, other in zip(again, whole, strict=True):

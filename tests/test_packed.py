@@ -94,7 +94,9 @@ def test_slides_that_another_training_packed_stay(tmp_path):
     pack(tmp_path, features, ["s0", "s1"])
     pack(tmp_path, features, ["s2"])
     assert written(tmp_path) == both
-    store.features_path(tmp_path, "tiny", "s0").unlink()  # is not kept: nothing says any more that it is right
+    store.features_path(
+        tmp_path, "tiny", "s0"
+    ).unlink()  # is not kept: nothing says any more that it is right
     write_bag(tmp_path, "s1", some(7))
     packed, _ = pack(tmp_path, features, ["s3"])
     assert set(store.read_packed(tmp_path, "tiny").slide_ids) == {"s2", "s3"}
@@ -122,7 +124,9 @@ def test_other_weights_are_packed_anew(tmp_path):
 def test_two_kinds_of_features_are_refused_before_anything_is_packed(tmp_path):
     features = make_run(tmp_path)
     write_bag(tmp_path, "s3", some(3), geometry=dataclasses.replace(GEOMETRY, mpp=0.25))
-    with pytest.raises(FormatError, match=r"s3\.h5: other features than .*s0\.h5: mpp was 0\.5 and is now 0\.25"):
+    with pytest.raises(
+        FormatError, match=r"s3\.h5: other features than .*s0\.h5: mpp was 0\.5 and is now 0\.25"
+    ):
         pack(tmp_path, features, ["s0", "s1", "s3"])
     assert not store.bags_folder(tmp_path, "tiny").exists()
 
@@ -249,7 +253,9 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path):
         for i in range(8):
             wide = np.random.default_rng(i).normal(size=(100, 1000)).astype(np.float16)
             write_bag(tmp_path, f"s{i}", wide)
-        with pytest.raises(StoreError, match=r"bags/tiny: cannot be written: the disk is full \(it needs 1.6 MB"):
+        with pytest.raises(
+            StoreError, match=r"bags/tiny: cannot be written: the disk is full \(it needs 1.6 MB"
+        ):
             pack(disk, features, features.slide_ids())
         assert [path for path in disk.rglob("*") if path.is_file()] == []
 

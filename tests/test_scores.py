@@ -97,7 +97,9 @@ def of_grades(codes, p, w):
 
 def of_labels(targets, p, w):
     used = w > 0
-    aurocs = [sk.roc_auc_score(t[used], q[used], sample_weight=w[used]) for t, q in zip(targets.T, p.T, strict=True)]
+    aurocs = [
+        sk.roc_auc_score(t[used], q[used], sample_weight=w[used]) for t, q in zip(targets.T, p.T, strict=True)
+    ]
     f1s = [sk.f1_score(t, q >= 0.5, sample_weight=w) for t, q in zip(targets.T, p.T, strict=True)]
     areas = [sk.average_precision_score(t, q, sample_weight=w) for t, q in zip(targets.T, p.T, strict=True)]
     return {"auroc": np.mean(aurocs), "auprc": np.mean(areas), "f1": np.mean(f1s)} | {

@@ -108,7 +108,10 @@ def test_several_labels_of_a_slide():
 @pytest.mark.parametrize(
     ("texts", "words"),
     [
-        (("a;", ";b", "a;;b"), "3 slides with nothing before or after a ';': s00 ('a;'), s01 (';b'), s02 ('a;;b')"),
+        (
+            ("a;", ";b", "a;;b"),
+            "3 slides with nothing before or after a ';': s00 ('a;'), s01 (';b'), s02 ('a;;b')",
+        ),
         (("a;a", "b"), "1 slides that name a label twice: s00 ('a;a')"),
         (("a;none", "b"), "1 slides with 'none' beside a label: s00 ('a;none')"),
         (("a", "None"), "probably the same: 'None' (1) and 'none' (0)"),
@@ -124,7 +127,9 @@ def test_several_labels_that_cannot_be(texts, words):
 def test_labels_that_classes_do_not_name_are_said_by_slide():
     message = refused("a", "b;x", "x", task="multilabel", classes=("a", "b"))
     assert "2 slides have labels that --classes does not name: s01 ('x'), s02 ('x')" in message
-    assert "none of the slides to train on has 'c'" in refused("a", "b", task="multilabel", classes=("a", "b", "c"))
+    assert "none of the slides to train on has 'c'" in refused(
+        "a", "b", task="multilabel", classes=("a", "b", "c")
+    )
 
 
 def test_numbers_and_times():

@@ -196,7 +196,9 @@ def _refuse_values(path: Path, rows: Sequence[Row], task: str) -> None:
     for line, row in rows:
         for name in {"regression": ("label",), "survival": ("time", "event")}.get(task, ()):
             if name == "event":
-                fault = "" if values.event(row[name]) is not None else f"is none of {', '.join(values.EVENTS)}"
+                fault = (
+                    "" if values.event(row[name]) is not None else f"is none of {', '.join(values.EVENTS)}"
+                )
                 fault = "is missing" if values.is_missing(row[name]) else fault
             else:
                 fault = values.number_fault(row[name], above_zero=name == "time")

@@ -182,7 +182,9 @@ def _refuse_unknown(
     if not unknown:
         return
     looks = {values.look(name): name for name in classes}
-    alike = sorted({(label, looks[values.look(label)]) for _, label in unknown if values.look(label) in looks})
+    alike = sorted(
+        {(label, looks[values.look(label)]) for _, label in unknown if values.look(label) in looks}
+    )
     hint = "".join(f" Is '{label}' meant to be '{name}'?" for label, name in alike)
     raise LabelError(
         f"{labels.path}: {len(unknown)} slides have labels that --classes does not name: "

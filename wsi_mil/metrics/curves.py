@@ -52,7 +52,13 @@ def pr_points(positive_N: Bools, score_N: Floats) -> Floats:
 
 
 def roc_band(
-    positive_N: Bools, score_N: Floats, patients_N: Sequence[str], *, samples: int, seed: int, points: int = _GRID
+    positive_N: Bools,
+    score_N: Floats,
+    patients_N: Sequence[str],
+    *,
+    samples: int,
+    seed: int,
+    points: int = _GRID,
 ) -> Band:
     """Return the 95 % percentile bootstrap band of the ROC curve over patients, as ``with_intervals`` draws.
 

@@ -253,7 +253,9 @@ def _check_enough(
     least = min(range(len(counts)), key=lambda k: counts[k]) if counts else 0
     every_fold = classes and groups_N is None
     if counts and every_fold and counts[least] < folds:
-        each = ", ".join(f"{name.removeprefix('of label ')}: {n}" for name, n in zip(called, counts, strict=True))
+        each = ", ".join(
+            f"{name.removeprefix('of label ')}: {n}" for name, n in zip(called, counts, strict=True)
+        )
         raise LabelError(
             f"--folds {folds}: more than the patients {called[least]} (patients per label: {each}; {total} "
             f"in all). {_fewer(counts[least])}"
@@ -322,7 +324,9 @@ def _folds_of(
 ) -> list[Fold]:
     """Return one fold per code, that tests the rows which hold it."""
     if len(called) < 2:
-        raise LabelError(f"{where}: one part only ('{called[0]}'); wanted at least two, to test on the other.")
+        raise LabelError(
+            f"{where}: one part only ('{called[0]}'); wanted at least two, to test on the other."
+        )
     folds = [_fold(len(codes_N), np.flatnonzero(codes_N == code), 0) for code in range(len(called))]
     for name, fold in zip(called, folds, strict=True):
         require(needs, fold.train, f"{where}: the training part of fold '{name}'")

@@ -88,7 +88,9 @@ def _read(rows: Iterable[Mapping[str, str]], where: str) -> _Saved:
         roles[slide] = role
         if repeat is not None:
             saved.repeats.setdefault(at[0], set()).add(repeat)
-    wrong += [f"fold {fold} (of repeats {sorted(each)})" for fold, each in saved.repeats.items() if len(each) > 1]
+    wrong += [
+        f"fold {fold} (of repeats {sorted(each)})" for fold, each in saved.repeats.items() if len(each) > 1
+    ]
     if wrong or not saved.roles:
         raise LabelError(
             f"{where}: {_some(wrong) or 'no row'}; wanted columns fold and member (whole numbers), slide_id, "
@@ -126,7 +128,9 @@ def _check_roles(
     where: str,
 ) -> None:
     """Refuse members with other test slides than the first, an empty part, an id in two parts."""
-    tests = [{slide for slide, role in zip(slide_ids_N, each, strict=True) if role == "test"} for each in roles_MN]
+    tests = [
+        {slide for slide, role in zip(slide_ids_N, each, strict=True) if role == "test"} for each in roles_MN
+    ]
     for member, (roles_N, test) in enumerate(zip(roles_MN, tests, strict=True)):
         if test != tests[0]:
             raise LabelError(

@@ -230,7 +230,9 @@ def _correlation_of_ranks(x_N: Floats, y_N: Floats) -> Callable[[Floats], Floats
     def weigh(weights_NS: Floats) -> Floats:
         total_S = weights_NS.sum(axis=0)
         # Mean ranks of ties, less half of all rows and over all rows: within -0.5 .. 0.5.
-        x_NS, y_NS = (_ranks(order, starts, of_N, weights_NS) / total_S - 0.5 for order, starts, of_N in groups)
+        x_NS, y_NS = (
+            _ranks(order, starts, of_N, weights_NS) / total_S - 0.5 for order, starts, of_N in groups
+        )
         wx_NS, wy_NS = weights_NS * x_NS, weights_NS * y_NS
         x_S, y_S = wx_NS.sum(axis=0) / total_S, wy_NS.sum(axis=0) / total_S
         return _correlation(
@@ -275,4 +277,6 @@ def _ratio(top: Floats, bottom: Floats, otherwise: float) -> Floats:
 def _mean_defined(values_LS: Floats) -> Floats:
     """Return the mean over the labels that are defined; NaN where none is."""
     defined_LS = np.isfinite(values_LS)
-    return _ratio(np.where(defined_LS, values_LS, 0.0).sum(axis=0), defined_LS.sum(axis=0).astype(np.float64), np.nan)
+    return _ratio(
+        np.where(defined_LS, values_LS, 0.0).sum(axis=0), defined_LS.sum(axis=0).astype(np.float64), np.nan
+    )

@@ -6,7 +6,7 @@ file.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -97,7 +97,8 @@ class MilModel(nn.Module):
                 part = x_ND[start : start + chunk]
                 yield self.standardise(torch.as_tensor(part).to(device))
 
-        logits, attention = zip(*(member.whole(chunks) for member in self.members), strict=True)
+        members = [cast(Network, member) for member in self.members]
+        logits, attention = zip(*(member.whole(chunks) for member in members), strict=True)
         logits_BC = self.task.mean(torch.stack(logits))
         attention_NA = torch.stack(attention).mean(dim=0)
         rows_CN = attention_NA.transpose(0, 1).expand(logits_BC.shape[1], -1)

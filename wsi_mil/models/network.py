@@ -68,7 +68,7 @@ class EmbeddingNetwork(Network):
         ordinal = isinstance(task, Ordinal)
         outputs = 1 if ordinal else task.outputs
         many = outputs if branches == "class" else 1
-        self.pool = _pool(model, dim, attention_dim, many)
+        self.pool: AttentionPool | MeanPool | MaxPool = _pool(model, dim, attention_dim, many)
         self.classify = nn.Linear(dim, outputs)
         self.thresholds = Thresholds(task.outputs) if ordinal else None
 
@@ -136,7 +136,7 @@ def members(bag_T: Tensor, bags: int) -> Tensor:
     return bag_T == torch.arange(bags, device=bag_T.device)[:, None]
 
 
-def _pool(model: str, dim: int, attention_dim: int, branches: int) -> nn.Module:
+def _pool(model: str, dim: int, attention_dim: int, branches: int) -> AttentionPool | MeanPool | MaxPool:
     if model in ("gated-attention", "attention"):
         return AttentionPool(dim, attention_dim, gated=model == "gated-attention", branches=branches)
     return MeanPool() if model == "mean" else MaxPool()

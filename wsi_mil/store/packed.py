@@ -86,7 +86,9 @@ def write_packed(
         with (temporary / _FEATURES).open("wb", buffering=0) as file:
             for slide_id, features_ND in slides:
                 if features_ND.ndim != 2 or features_ND.shape[1] != dim:
-                    raise FormatError(f"{slide_id}: features of shape {features_ND.shape}; wanted (N, {dim}).")
+                    raise FormatError(
+                        f"{slide_id}: features of shape {features_ND.shape}; wanted (N, {dim})."
+                    )
                 _write(file, features_ND)
                 stop = start + len(features_ND)
                 checksum = checksums.of_array(features_ND.astype("<f2", copy=False))
@@ -154,7 +156,9 @@ def _read(folder: Path) -> Packed:
         _check_ranges(packed_ranges, rows)
         size = path.stat().st_size
         if size != 2 * rows * dim:
-            raise ValueError(f"{_FEATURES} has {size} bytes, and {rows} rows of {dim} features {2 * rows * dim}")
+            raise ValueError(
+                f"{_FEATURES} has {size} bytes, and {rows} rows of {dim} features {2 * rows * dim}"
+            )
         return Packed(
             array=np.memmap(path, "<f2", "r", shape=(rows, dim)),
             slide_ids=tuple(str(each["slide_id"]) for each in slides),
@@ -173,7 +177,12 @@ def _read(folder: Path) -> Packed:
 def _check_ranges(ranges: Sequence[tuple[int, int]], rows: int) -> None:
     """Refuse an index whose slides do not follow each other from the first row to the last."""
     edges = [0, *(stop for _, stop in ranges)]
-    if [start for start, _ in ranges] != edges[:-1] or sorted(edges) != edges or edges[-1] != rows or not rows:
+    if (
+        [start for start, _ in ranges] != edges[:-1]
+        or sorted(edges) != edges
+        or edges[-1] != rows
+        or not rows
+    ):
         raise ValueError(f"the rows of its slides are not the {rows} rows that it has")
 
 

@@ -26,7 +26,7 @@ class Work:
     def __init__(self, folder: Path, record: Mapping[str, Any]) -> None:
         """Open the folder; nothing is created until there is a state to keep."""
         self.folder = folder
-        self._record = {"record": dict(record), "torch": torch.__version__}
+        self._record: dict[str, Any] = {"record": dict(record), "torch": torch.__version__}
         path = folder / "record.json"
         if folder.exists() and not _is(path, self._record):
             self.remove()

@@ -225,8 +225,9 @@ class Training:
         )
         # On a CPU in pieces that stay in its cache: four passes over memory become one.
         rows = _PIECE // x_MTD.shape[2] // x_MTD.shape[0] + 1 if self.device.type == "cpu" else len(x_MTD[0])
-        for part, into in zip(x_MTD.split(rows, dim=1), standard_MTD.split(rows, dim=1), strict=True):
-            into.copy_((part.float() - self.mean_MTD).mul_(self.scale_MTD))
+        for start in range(0, x_MTD.shape[1], rows):
+            part = slice(start, start + rows)
+            standard_MTD[:, part] = (x_MTD[:, part].float() - self.mean_MTD).mul_(self.scale_MTD)
         return standard_MTD
 
     def _precision(self) -> Any:
@@ -332,8 +333,9 @@ def _chances(job: Job, targets: np.ndarray[Any, Any], balance: str) -> np.ndarra
     codes = job.task.codes(targets)
     if codes is None or balance != "sampling":
         return None
-    rarity: np.ndarray[Any, Any] = _rarity(codes, job.train)[job.train]
-    return rarity / rarity.sum()
+    chances: np.ndarray[Any, Any] = _rarity(codes, job.train)[job.train]
+    chances /= chances.sum()
+    return chances
 
 
 def _rarity(codes: Indices, train: Indices) -> np.ndarray[Any, Any]:

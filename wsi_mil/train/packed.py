@@ -119,7 +119,10 @@ def _packed_before(run: Path, encoder: str, identity: dict[str, Any]) -> store.P
 
 
 def _readings(
-    features: store.FeatureStore, slide_ids: Sequence[str], failed: dict[str, str], report: Callable[[int], None]
+    features: store.FeatureStore,
+    slide_ids: Sequence[str],
+    failed: dict[str, str],
+    report: Callable[[int], None],
 ) -> Iterator[tuple[str, NDArray[np.float16]]]:
     """Yield the features of slides, one after the other; note those that cannot be read."""
     for slide_id in slide_ids:

@@ -99,7 +99,8 @@ class Patches:
         for m, each in enumerate(rows_MB):
             row_MT[m, : totals[m]] = np.concatenate(each)
             bag_MT[m, : totals[m]] = np.repeat(np.arange(len(each)), [len(rows) for rows in each])
-        x_MT = self._take(row_MT.reshape(-1)).unflatten(0, row_MT.shape)
+        x_MT = self._take(row_MT.reshape(-1))
+        x_MT = x_MT.view(*row_MT.shape, *x_MT.shape[1:])
         return x_MT.to(device), torch.from_numpy(bag_MT).to(device)
 
     def moments(self, bags: Indices) -> Moments:

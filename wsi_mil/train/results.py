@@ -20,6 +20,10 @@ from wsi_mil.train.crossval import FoldResult, Plan
 
 FORMAT_VERSION = 2
 
+_SPLITS = ("repeat", "fold", "member", "slide_id", "role")
+_PREDICTIONS = ("repeat", "fold", "slide_id", "patient_id", "label", "predicted")
+_HISTORY = ("fold", "member", "epoch", "train_loss", "val_loss")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Null:
@@ -46,12 +50,10 @@ def write_model(
             store.write_fold(
                 folder / f"fold_{number}.safetensors", models.tensors(each.fitted.model), each.fitted.head
             )
-        columns = ("repeat", "fold", "member", "slide_id", "role")
-        store.write_csv(folder / "splits.csv", columns, _split_rows(cohort, results))
-        columns = ("repeat", "fold", "slide_id", "patient_id", "label", "predicted", *values)
-        store.write_csv(folder / "predictions.csv", columns, _prediction_rows(cohort, results, values))
-        columns = ("fold", "member", "epoch", "train_loss", "val_loss")
-        store.write_csv(folder / "history.csv", columns, _history_rows(results))
+        store.write_csv(folder / "splits.csv", _SPLITS, _split_rows(cohort, results))
+        rows = _prediction_rows(cohort, results, values)
+        store.write_csv(folder / "predictions.csv", (*_PREDICTIONS, *values), rows)
+        store.write_csv(folder / "history.csv", _HISTORY, _history_rows(results))
         content = _content(config, cohort, record, plan, results, null)
         (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -146,7 +148,7 @@ def _content(
     task, names = _task(cohort), cohort.targets.names
     targets, prediction, patients = _units(config, cohort, results)
     scores = metrics.with_intervals(
-        task, targets, prediction, patients, samples=config.bootstrap, seed=config.seed
+        task, targets, prediction, patients, names=names, samples=config.bootstrap, seed=config.seed
     )
     tested = sorted({int(b) for each in results for b in each.fold.test})
     return (
@@ -221,7 +223,8 @@ def _calibration(cohort: Cohort, results: Sequence[FoldResult]) -> dict[str, Any
     logits = np.concatenate([each.logits_TC for each in results])
     codes = np.concatenate([cohort.targets.values[each.fold.test] for each in results])
     folds = np.concatenate([np.full(len(each.fold.test), k) for k, each in enumerate(results)])
-    calibrated = metrics.crossfitted_temperature(logits, codes, folds)
+    patients = [cohort.labels.patient_ids[b] for each in results for b in each.fold.test]
+    calibrated = metrics.crossfitted_temperature(logits, codes, folds, patients_N=patients)
     return {
         "temperature": _round(metrics.fit_temperature(logits, codes)),
         "calibrated": {
@@ -231,8 +234,8 @@ def _calibration(cohort: Cohort, results: Sequence[FoldResult]) -> dict[str, Any
     }
 
 
-def _null(null: Null | None, value: float) -> dict[str, Any]:
-    if null is None:
+def _null(null: Null | None, value: float | None) -> dict[str, Any]:
+    if null is None or value is None:
         return {}
     p = metrics.permutation_p(value, np.array(null.values))
     return {
