@@ -223,10 +223,12 @@ def _calibration(cohort: Cohort, results: Sequence[FoldResult]) -> dict[str, Any
     logits = np.concatenate([each.logits_TC for each in results])
     codes = np.concatenate([cohort.targets.values[each.fold.test] for each in results])
     folds = np.concatenate([np.full(len(each.fold.test), k) for k, each in enumerate(results)])
+    found = {"temperature": _round(metrics.fit_temperature(logits, codes))}
+    if len(results) == 1:
+        return found  # no other fold to fit a temperature on
     patients = [cohort.labels.patient_ids[b] for each in results for b in each.fold.test]
     calibrated = metrics.crossfitted_temperature(logits, codes, folds, patients_N=patients)
-    return {
-        "temperature": _round(metrics.fit_temperature(logits, codes)),
+    return found | {
         "calibrated": {
             "ece": _round(metrics.ece(codes, calibrated)),
             "brier": _round(metrics.brier(codes, calibrated)),
