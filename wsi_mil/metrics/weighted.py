@@ -271,7 +271,8 @@ def _standard(values_N: Floats) -> tuple[Floats, float]:
 
 def _ratio(top: Floats, bottom: Floats, otherwise: float) -> Floats:
     """Return top / bottom, ``otherwise`` where bottom is 0."""
-    return np.divide(top, bottom, out=np.full(np.shape(top), otherwise), where=bottom > 0)
+    ratio: Floats = np.divide(top, bottom, out=np.full(np.shape(top), otherwise), where=bottom > 0)
+    return ratio
 
 
 def _mean_defined(values_LS: Floats) -> Floats:
