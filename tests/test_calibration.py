@@ -44,14 +44,13 @@ def test_a_temperature_undoes_what_was_too_sure(factor):
 def test_a_temperature_has_the_least_loss_of_a_fine_grid():
     logits, codes = overconfident(60, 3, 2.5, seed=3)
     grid = np.exp(np.linspace(np.log(0.05), np.log(20), 4001))
-    losses = [
-        sk.log_loss(codes, metrics.probabilities("classification", logits, t), labels=[0, 1, 2]) for t in grid
-    ]
+    chances = softmax(logits[None] / grid[:, None, None], axis=2)
+    losses = -np.log(chances[:, np.arange(60), codes]).mean(axis=1)
     assert metrics.fit_temperature(logits, codes) == pytest.approx(grid[np.argmin(losses)], rel=2e-3)
 
 
 def test_a_temperature_stays_in_its_bounds():
-    logits = np.array([[4.0, -4.0], [-4.0, 4.0]])
+    logits = np.array([[0.5, -0.5], [-0.5, 0.5]])
     assert metrics.fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.05, rel=1e-3)
     assert metrics.fit_temperature(logits, np.array([1, 0])) == pytest.approx(20, rel=1e-3)
     with pytest.raises(ValueError, match="at least one row"):

@@ -234,7 +234,7 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
     truth = stats.norm.cdf(1 / 2**0.5)
     rng = np.random.default_rng(0)
     covered = 0
-    for seed in range(200):
+    for seed in range(100):
         codes = np.tile([0, 1], 40)
         score = stats.norm.cdf(codes + rng.normal(size=80))
         found = metrics.with_intervals(
@@ -242,7 +242,9 @@ def test_an_interval_covers_the_truth_about_as_often_as_it_says():
             samples=200, seed=seed,
         )["auroc"]  # fmt: skip
         covered += found.low <= truth <= found.high
-    assert 176 <= covered <= 199  # 190 wanted; four standard errors (3.1) and the percentile's optimism
+    assert (
+        85 <= covered <= 99
+    )  # 95 wanted, with a standard error of 2.2, and the percentile is a little narrow
 
 
 def test_resamples_that_lack_a_class_are_drawn_again():
@@ -280,6 +282,7 @@ def test_resamples_do_not_depend_on_how_many_are_drawn_at_once(monkeypatch):
     patients = [f"p{i // 3}" for i in range(60)]
     once = metrics.with_intervals("classification", targets, p, patients, samples=100, seed=0)
     monkeypatch.setattr(bootstrap, "_CHUNK", 60 * 7)
+    monkeypatch.setattr(bootstrap, "_LEAST", 1)
     assert metrics.with_intervals("classification", targets, p, patients, samples=100, seed=0) == once
 
 

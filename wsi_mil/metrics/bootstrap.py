@@ -13,8 +13,11 @@ from wsi_mil.metrics import weighted
 from wsi_mil.metrics.arrays import Floats, Targets, Task
 from wsi_mil.metrics.scores import scores_of
 
-_CHUNK = 1_000_000
-"""Weights in work at once (8 MB): what a processor's cache can still hold."""
+_CHUNK = 300_000
+"""Weights in work at once (2 MB): what a processor's cache can hold."""
+
+_LEAST = 200
+"""Resamples at once where that is more, as what is prepared for each chunk costs the same for few."""
 
 _TRIES = 10
 """Resamples drawn at most, in multiples of those asked for, to replace such as lack something."""
@@ -87,7 +90,7 @@ def resampler(patients_N: Sequence[str], seed: int) -> Callable[[int], Floats]:
     rng = np.random.default_rng(seed)
 
     def draw(most: int) -> Floats:
-        count = min(most, max(1, _CHUNK // len(patient_of_N)))
+        count = min(most, max(_LEAST, _CHUNK // len(patient_of_N)))
         times_SP = rng.multinomial(len(names), chance_P, size=count)
         return np.ascontiguousarray(times_SP.T, np.float64)[patient_of_N]
 

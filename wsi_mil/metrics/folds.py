@@ -227,7 +227,7 @@ def require(needs: tuple[tuple[str, ...], Bools], rows: Indices, where: str) -> 
         LabelError: names the part and what it lacks.
     """
     called, shown_NK = needs
-    absent = [name for name, held in zip(called, shown_NK[rows].any(axis=0), strict=True) if not held]
+    absent = [name for name, shown_N in zip(called, shown_NK[rows].T, strict=True) if not shown_N.any()]
     if absent:
         raise LabelError(f"{where} holds no slide {_listed(absent, 'or')}; wanted each.")
 

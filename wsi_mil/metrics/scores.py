@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sklearn import metrics as sk
 
 from wsi_mil.metrics.arrays import Floats, Indices, Targets, Task
@@ -193,14 +194,14 @@ def c_index(targets_N2: Floats, risk_N1: Floats) -> float | None:
     """
     concordant = comparable = 0.0
     for _, ahead_EN, known_EN in comparisons(targets_N2, risk_N1[:, 0]):
-        concordant += float(ahead_EN.sum())
-        comparable += float(known_EN.sum())
+        concordant += float(ahead_EN.sum(dtype=np.float64))
+        comparable += float(known_EN.sum(dtype=np.float64))
     return concordant / comparable if comparable else None
 
 
 def comparisons(
     targets_N2: Floats, risk_N: Floats, block: int = 512
-) -> Iterator[tuple[Indices, Floats, Floats]]:
+) -> Iterator[tuple[Indices, NDArray[np.float32], NDArray[np.float32]]]:
     """Yield, for blocks of rows with an event, what is known of their pairs with all rows.
 
     Each is the block's rows (E,), 1, 0.5 or 0 for a pair in the right order, undecided or wrong (E, N), and
@@ -211,9 +212,10 @@ def comparisons(
     for start in range(0, len(events), block):
         rows = events[start : start + block]
         later_EN = time_N > time_N[rows, None]
-        known_EN = (later_EN | ((time_N == time_N[rows, None]) & ~event_N)).astype(np.float64)
+        known_EN = (later_EN | ((time_N == time_N[rows, None]) & ~event_N)).astype(np.float32)
         risk_E1 = risk_N[rows, None]
-        yield rows, known_EN * ((risk_E1 > risk_N) + 0.5 * (risk_E1 == risk_N)), known_EN
+        ahead_EN = (risk_E1 > risk_N).astype(np.float32) + np.float32(0.5) * (risk_E1 == risk_N)
+        yield rows, known_EN * ahead_EN, known_EN
 
 
 def all_classes(codes_N: Indices, probability_NC: Floats) -> bool:

@@ -129,11 +129,13 @@ def _regression(targets_N: Floats, value_N: Floats) -> Weighted:
 
 def _survival(targets_N2: Floats, risk_N: Floats) -> Weighted:
     def weigh(weights_NS: Floats) -> dict[str, Floats]:
+        # Sums of whole weights and their halves are exact in single precision, and twice as quick.
+        single_NS = weights_NS.astype(np.float32)
         concordant_S = np.zeros(weights_NS.shape[1])
         comparable_S = np.zeros(weights_NS.shape[1])
         for rows, ahead_EN, known_EN in scores.comparisons(targets_N2, risk_N):
-            concordant_S += np.einsum("es,es->s", ahead_EN @ weights_NS, weights_NS[rows])
-            comparable_S += np.einsum("es,es->s", known_EN @ weights_NS, weights_NS[rows])
+            concordant_S += np.einsum("es,es->s", ahead_EN @ single_NS, weights_NS[rows])
+            comparable_S += np.einsum("es,es->s", known_EN @ single_NS, weights_NS[rows])
         return {"c_index": _ratio(concordant_S, comparable_S, np.nan)}
 
     return weigh
@@ -271,7 +273,8 @@ def _standard(values_N: Floats) -> tuple[Floats, float]:
 
 def _ratio(top: Floats, bottom: Floats, otherwise: float) -> Floats:
     """Return top / bottom, ``otherwise`` where bottom is 0."""
-    return np.divide(top, bottom, out=np.full(np.shape(top), otherwise), where=bottom > 0)
+    ratio: Floats = np.divide(top, bottom, out=np.full(np.shape(top), otherwise), where=bottom > 0)
+    return ratio
 
 
 def _mean_defined(values_LS: Floats) -> Floats:
