@@ -137,3 +137,16 @@ def test_an_unknown_key_in_the_config_file_fails(wsi, tmp_path):
 
 def test_version(wsi):
     assert wsi("--version")[:2] == (0, "wsi-mil 0.1.0 ")
+
+
+def test_help_is_running_text(wsi, monkeypatch):
+    """A text of several lines in the source is one paragraph: its lines are as wide as the terminal."""
+    code, out, _ = wsi("train", "--help")
+    assert code == 0
+    assert "any number of labels, joined by ';', or 'none'. ordinal: a grade" in re.sub(r"\s*│\s*", " ", out)
+    monkeypatch.setenv("COLUMNS", "80")
+    main_help = subprocess.run(
+        [sys.executable, "-m", "wsi_mil", "train", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    lines = re.search(r"What a label is(.*?)--classes", main_help, re.DOTALL)[1].splitlines()
+    assert all(len(line.strip("│ ")) > 30 for line in lines[1:-2]), lines

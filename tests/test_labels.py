@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_mil import manifest
@@ -222,6 +222,7 @@ def test_a_row_per_patient(tmp_path):
         manifest.by_patient(torn)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("PQRSTU"), st.sampled_from("abcdef")), min_size=1, max_size=30))
 def test_merged_groups_never_part_a_patient_or_a_group(pairs):
     patients, groups = (tuple(each) for each in zip(*pairs, strict=True))

@@ -11,7 +11,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
@@ -292,6 +292,7 @@ def test_nothing_to_pack_is_a_mistake_of_the_caller(tmp_path):
     assert not store.bags_folder(tmp_path, "tiny").exists()
 
 
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=6), st.data())
 def test_what_is_packed_comes_back(tmp_path_factory, lengths, data):
     run = tmp_path_factory.mktemp("run")

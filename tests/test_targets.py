@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_mil import manifest
@@ -15,7 +15,8 @@ from wsi_mil.errors import LabelError
 def labels_of(*texts, task="classification"):
     ids = tuple(f"s{i:02}" for i in range(len(texts)))
     return manifest.Labels(
-        path=Path("l.csv"), slide_ids=ids, labels=texts, patient_ids=ids, splits=None, has_patients=False, task=task
+        path=Path("l.csv"), slide_ids=ids, labels=texts, patient_ids=ids, splits=None, has_patients=False,
+        task=task,
     )  # fmt: skip
 
 
@@ -53,18 +54,46 @@ def test_classes_in_the_order_given():
     [
         (("x", "x"), {}, "only one label among the slides to train on, 'x' (2); wanted two"),
         (("x", "y"), {"positive": "z"}, "--positive 'z': not a label of l.csv; found 'x' (1), 'y' (1)"),
-        (("x", "y", "z"), {"positive": "x"}, "--positive 'x': only two labels have a positive one; l.csv holds 3"),
-        (("nan", "x", "N/A", "y"), {}, "2 slides have as label a word for a missing value: s00 ('nan'), s02 ('N/A')"),
-        (("Tumor", "tumor", "normal"), {}, "probably the same: 'Tumor' (1) and 'tumor' (1). Write them alike"),
+        (
+            ("x", "y", "z"),
+            {"positive": "x"},
+            "--positive 'x': only two labels have a positive one; l.csv holds 3",
+        ),
+        (
+            ("nan", "x", "N/A", "y"),
+            {},
+            "2 slides have as label a word for a missing value: s00 ('nan'), s02 ('N/A')",
+        ),
+        (
+            ("Tumor", "tumor", "normal"),
+            {},
+            "probably the same: 'Tumor' (1) and 'tumor' (1). Write them alike",
+        ),
         (("a  b", "a b", "c"), {}, "probably the same: 'a  b' (1) and 'a b' (1)"),
         (("0", "1", "1.0", "0.0"), {}, "probably the same: '0' (1) and '0.0' (1), '1' (1) and '1.0' (1)"),
-        (("0", "1", "tumour"), {}, "some labels are numbers and some are words: '0' (1), '1' (1), 'tumour' (1)"),
-        (tuple(str(i) for i in range(21)), {}, "21 different numbers as labels (0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 11"),
-        (("x", "Y", "z"), {"classes": ("x", "y")}, "2 slides have labels that --classes does not name: s01 ('Y'), s"),
+        (
+            ("0", "1", "tumour"),
+            {},
+            "some labels are numbers and some are words: '0' (1), '1' (1), 'tumour' (1)",
+        ),
+        (
+            tuple(str(i) for i in range(21)),
+            {},
+            "21 different numbers as labels (0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 11",
+        ),
+        (
+            ("x", "Y", "z"),
+            {"classes": ("x", "y")},
+            "2 slides have labels that --classes does not name: s01 ('Y')",
+        ),
         (("x", "Y"), {"classes": ("x", "y")}, "Is 'Y' meant to be 'y'?"),
-        (("x", "y"), {"classes": ("x", "y", "z")}, "none of the slides to train on has 'z' (l.csv holds 'x' (1)"),
+        (
+            ("x", "y"),
+            {"classes": ("x", "y", "z")},
+            "none of the slides to train on has 'z' (l.csv holds 'x' (1)",
+        ),
     ],
-)  # fmt: skip
+)
 def test_classes_that_cannot_be(texts, more, words):
     assert words in refused(*texts, **more)
 
@@ -155,6 +184,7 @@ def test_labels_of_another_task_are_a_mistake_of_the_caller():
         manifest.make_targets(labels_of("1", "2"), config)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sets(st.sampled_from(["a", "b", "c c", "d-d"])), min_size=1, max_size=12))
 def test_multilabels_come_back(held):
     texts = [";".join(sorted(each)) or "none" for each in held]
@@ -167,6 +197,7 @@ def test_multilabels_come_back(held):
     assert back == held
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["x", "y", "z", "k 1"]), min_size=2, max_size=20))
 def test_codes_point_at_the_labels(texts):
     if len(set(texts)) < 2:

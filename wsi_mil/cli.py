@@ -7,8 +7,11 @@ name).
 """
 
 import argparse
+import ast
 import dataclasses
 import importlib
+import inspect
+import itertools
 import signal
 import sys
 from collections.abc import Sequence
@@ -125,25 +128,36 @@ def _interrupt(_signal: int, _frame: object) -> None:
 
 
 def _as_typed(config_class: type, of_file: dict[str, Any]) -> type:
-    """Return the config with the command line's own words: another flag, or a place instead of a flag.
+    """Return the config with the command line's own words: help, another flag, or a place instead of a flag.
 
-    A field says so in its metadata (``flag``, ``positional``), because the configs know no command line.
-    ``of_file`` gives defaults of fields that have a place.
+    A field says the latter in its metadata (``flag``, ``positional``), because the configs know no command
+    line. ``of_file`` gives defaults of fields that have a place.
     """
-    hints = get_type_hints(config_class)
+    hints, texts = get_type_hints(config_class), _help_texts(config_class)
     changed: dict[str, Any] = {}
     for each in dataclasses.fields(config_class):
+        text = texts.get(each.name)
         if each.metadata.get("positional"):
-            place = tyro.conf.arg(metavar=flag_of(each))
+            place = tyro.conf.arg(metavar=flag_of(each), help=text)
             changed[each.name] = Annotated[hints[each.name], place, tyro.conf.Positional]
-        elif "flag" in each.metadata:
-            changed[each.name] = Annotated[hints[each.name], tyro.conf.arg(name=each.metadata["flag"])]
-    if not changed:
-        return config_class
+        else:
+            flag = tyro.conf.arg(name=each.metadata.get("flag"), help=text)
+            changed[each.name] = Annotated[hints[each.name], flag]
     content = {"__annotations__": changed, "__doc__": config_class.__doc__, **of_file}
     return dataclasses.dataclass(frozen=True, kw_only=True)(
         type(config_class.__name__, (config_class,), content)
     )
+
+
+def _help_texts(config_class: type) -> dict[str, str]:
+    """Return the text under each field of a config as one line: the parser would keep the source's lines."""
+    (definition,) = ast.parse(inspect.getsource(config_class)).body
+    assert isinstance(definition, ast.ClassDef)
+    texts = {}
+    for line, below in itertools.pairwise(definition.body):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+            texts[ast.unparse(line.target)] = " ".join(str(ast.literal_eval(below.value)).split())
+    return texts
 
 
 def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:

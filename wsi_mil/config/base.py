@@ -98,7 +98,7 @@ def choices_of(annotation: Any) -> tuple[Any, ...]:
 
 
 def check_choices(config: object) -> None:
-    """Raise ConfigError where a field with choices has another value: Python, unlike the parser, takes any."""
+    """Raise ConfigError where a field with choices has another value, which Python lets pass."""
     for each in dataclasses.fields(config):  # type: ignore[arg-type]
         value, choices = getattr(config, each.name), choices_of(each.type)
         types = tuple(kind for kind in kinds_of(each.type) if isinstance(kind, type))

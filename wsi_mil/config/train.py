@@ -27,19 +27,19 @@ class TrainConfig:
     run: Path = field(metadata={"neutral": True})
     """Run folder; reads RUN/features/ENCODER, writes RUN/models/NAME."""
     labels: Path = field(metadata={"neutral": True})
-    """CSV with the columns slide_id and label (survival: time and event) and, if you have them, patient_id, split
-    and the one that --group-by names."""
+    """CSV with the columns slide_id and label (survival: time and event) and, if you have them, patient_id,
+    split and the one that --group-by names."""
     encoder: str | None = None
     """Whose features to train on; may be left out where the run holds those of one encoder."""
     name: str | None = neutral(None)
     """Name of the model's folder under RUN/models; default: that of --model."""
     task: Literal["classification", "multilabel", "ordinal", "regression", "survival"] = "classification"
-    """What a label is. classification: one of several classes. multilabel: any number of labels, joined by ';',
-    or 'none'. ordinal: a grade, one of --classes, which stand in their order. regression: a number. survival: a
-    time, and an event: 1 where it came then, 0 where the patient was last seen without it."""
+    """What a label is. classification: one of several classes. multilabel: any number of labels, joined by
+    ';', or 'none'. ordinal: a grade, one of --classes, which stand in their order. regression: a number.
+    survival: a time, and an event: 1 where it came then, 0 where the patient was last seen without it."""
     classes: tuple[str, ...] = ()
-    """The classes in their order (ordinal: lowest grade first); default: those that the labels hold, sorted. A
-    label that is not among them is an error."""
+    """The classes in their order (ordinal: lowest grade first); default: those that the labels hold, sorted.
+    A label that is not among them is an error."""
     positive: str | None = None
     """The label counted as positive when there are two; default: the last in sorted order."""
     model: str = "gated-attention"
@@ -49,14 +49,14 @@ class TrainConfig:
     branches: Literal["shared", "class"] = "shared"
     """One attention for all classes, or one for each (attention models)."""
     survival_loss: Literal["cox", "discrete"] = "cox"
-    """cox: partial likelihood, ranks patients. discrete: the risk in each of --time-bins intervals of time."""
+    """cox: partial likelihood, which ranks patients. discrete: the risk in each of --time-bins intervals."""
     time_bins: int = 4
-    """Intervals of time of --survival-loss discrete: quantiles of the event times of the training patients."""
+    """Intervals of --survival-loss discrete: quantiles of the event times of the training patients."""
     label_level: Literal["patient", "slide"] = "patient"
     """Whether labels belong to patients (a patient with two labels is an error; scores are per patient) or
     to slides (a patient only keeps its slides in one fold)."""
     patient_bags: Literal["mean", "merge"] = "mean"
-    """Several slides of a patient. mean: predicted one by one, and averaged. merge: one bag of all patches."""
+    """Several slides of a patient. mean: predicted one by one and averaged. merge: one bag of all patches."""
     split: Literal["auto", "kfold", "leave-one-out", "column"] = "auto"
     """kfold: stratified by label, grouped by patient. leave-one-out: each patient (or group) is a fold.
     column: the split column of the labels, which names the fold that tests the slide, or says train, val or

@@ -1,9 +1,9 @@
 """labels.csv: which label each slide has, whose slide it is, and which fold tests it.
 
-Comes in: a CSV ``slide_id,label[,patient_id][,split]`` (survival: ``time,event`` for ``label``; columns in any
-order, others ignored) and the ids of the slides that have features. Goes out: checked columns of text. What
-the labels are to a model, ``targets`` knows. Nothing is dropped silently and nothing is guessed; all problems
-of a kind are said at once.
+Comes in: a CSV ``slide_id,label[,patient_id][,split]`` (survival: ``time,event`` for ``label``; columns in
+any order, others ignored) and the ids of the slides that have features. Goes out: checked columns of text.
+What the labels are to a model, ``targets`` knows. Nothing is dropped silently and nothing is guessed; all
+problems of a kind are said at once.
 """
 
 import dataclasses
@@ -66,8 +66,8 @@ def read_labels(path: Path, task: str = "classification", group_by: str | None =
     column whose values become ``groups``.
 
     Raises:
-        LabelError: no such file, no CSV, a column missing or there twice, an empty field, a slide id twice, or
-            (regression, survival) what is no number, no time or no event; names them with their lines.
+        LabelError: no such file, no CSV, a column missing or there twice, an empty field, a slide id twice,
+            or (regression, survival) what is no number, no time or no event; names them with their lines.
         ConfigError: there is no column ``group_by``; names those there are.
     """
     header, rows = read_table(path)
@@ -185,8 +185,8 @@ def _refuse_empty(path: Path, rows: Sequence[Row], names: Sequence[str], group_b
         ]
         if called:
             raise LabelError(
-                f"{path}: the {name} of {len(called)} rows is a word for a missing value: {some(called)}. All of "
-                "them would count as one and the same; fill them in or remove the rows."
+                f"{path}: the {name} of {len(called)} rows is a word for a missing value: {some(called)}. "
+                "All of them would count as one and the same; fill them in or remove the rows."
             )
 
 
@@ -214,8 +214,8 @@ def _refuse_values(path: Path, rows: Sequence[Row], task: str) -> None:
     )
     if task == "survival":
         advice = (
-            "Wanted as time how long a patient was seen (days, say; above 0) and as event 1 where it ended with "
-            "the event, 0 where it did not (censored); correct them, or remove the rows."
+            "Wanted as time how long a patient was seen (days, say; above 0) and as event 1 where it ended "
+            "with the event, 0 where it did not (censored); correct them, or remove the rows."
         )
     raise LabelError(f"{path}: {listed}. {advice}")
 

@@ -54,8 +54,8 @@ def group_remark(labels: Labels) -> str:
 def by_patient(labels: Labels) -> tuple[Labels, list[list[int]]]:
     """Return labels with one row per patient (sorted), and which rows of ``labels`` each was made of.
 
-    A row's slide id is then the patient's; its label the first slide's. Groups that share a patient become one
-    group, named after all of them (a+b), also in the rows of their other patients.
+    A row's slide id is then the patient's; its label the first slide's. Groups that share a patient become
+    one group, named after all of them (a+b), also in the rows of their other patients.
 
     Raises:
         LabelError: a patient has slides of several splits; names them.

@@ -103,8 +103,8 @@ def _ordinal(labels: Labels, config: TrainConfig) -> Targets:
     counts = Counter(labels.labels)
     if len(counts) < 2:
         raise LabelError(
-            f"{labels.path}: only one grade among the slides to train on, {_counted(grades, counts)}; wanted two "
-            "or more."
+            f"{labels.path}: only one grade among the slides to train on, {_counted(grades, counts)}; wanted "
+            "two or more."
         )
     unused = [grade for grade in grades if not counts[grade]]
     remark = f"{labels.path}: grades that no slide has: {some(unused)}; the model keeps a place for each."
@@ -153,8 +153,8 @@ def _survival(labels: Labels, _config: TrainConfig) -> Targets:
     time_N, event_N = value_N2.T
     if not event_N.any():
         raise LabelError(
-            f"{labels.path}: all {len(time_N)} slides to train on are censored (event 0): without an event there "
-            "is nothing to learn. Is 1 the event in that column?"
+            f"{labels.path}: all {len(time_N)} slides to train on are censored (event 0): without an event "
+            "there is nothing to learn. Is 1 the event in that column?"
         )
     if time_N[event_N == 1].min() >= time_N.max():
         raise LabelError(
@@ -188,8 +188,8 @@ def _refuse_unknown(
     hint = "".join(f" Is '{label}' meant to be '{name}'?" for label, name in alike)
     raise LabelError(
         f"{labels.path}: {len(unknown)} slides have labels that --classes does not name: "
-        f"{some([f'{slide} ({label!r})' for slide, label in unknown])}; it names {', '.join(classes)}. Correct "
-        f"them, name them, or remove the rows.{hint}"
+        f"{some([f'{slide} ({label!r})' for slide, label in unknown])}; it names {', '.join(classes)}. "
+        f"Correct them, name them, or remove the rows.{hint}"
     )
 
 
@@ -198,8 +198,8 @@ def _refuse_unused(labels: Labels, classes: Sequence[str], counts: Counter[str])
     if unused:
         raise LabelError(
             f"--classes: none of the slides to train on has {some([repr(name) for name in unused])} "
-            f"({labels.path} holds {_counted(_in_order(counts), counts) or 'no label'}), so nothing can be learnt "
-            "about it. Leave it out, or correct the labels."
+            f"({labels.path} holds {_counted(_in_order(counts), counts) or 'no label'}), so nothing can be "
+            "learnt about it. Leave it out, or correct the labels."
         )
 
 
@@ -213,8 +213,9 @@ def _refuse_missing(labels: Labels, parts_N: Iterable[Sequence[str]]) -> None:
     ]
     if missing:
         raise LabelError(
-            f"{labels.path}: {len(missing)} slides have as label a word for a missing value: {some(missing)}. "
-            "Fill the labels in or remove the rows; if it is the name of a class, name all classes with --classes."
+            f"{labels.path}: {len(missing)} slides have as label a word for a missing value: "
+            f"{some(missing)}. Fill the labels in or remove the rows; if it is the name of a class, name all "
+            "classes with --classes."
         )
 
 
@@ -230,8 +231,8 @@ def _refuse_doubles(labels: Labels, counts: Counter[str]) -> None:
     ]
     if doubles:
         raise LabelError(
-            f"{labels.path}: labels that are probably the same: {some(doubles)}. Write them alike; if they are "
-            "different classes, name all classes with --classes."
+            f"{labels.path}: labels that are probably the same: {some(doubles)}. Write them alike; if they "
+            "are different classes, name all classes with --classes."
         )
 
 
@@ -240,17 +241,18 @@ def _refuse_mixed(labels: Labels, counts: Counter[str]) -> None:
     words = [name for name in counts if values.number(name) is None]
     if numbers and words:
         raise LabelError(
-            f"{labels.path}: some labels are numbers and some are words: {_counted(_in_order(counts), counts)}. "
-            "Write one kind; if they are classes side by side, name all of them with --classes."
+            f"{labels.path}: some labels are numbers and some are words: "
+            f"{_counted(_in_order(counts), counts)}. Write one kind; if all of them are "
+            "classes, name them with --classes."
         )
 
 
 def _refuse_quantity(labels: Labels, counts: Counter[str]) -> None:
     if len(counts) > _MOST_NUMBERS and all(values.number(name) is not None for name in counts):
         raise LabelError(
-            f"{labels.path}: {len(counts)} different numbers as labels ({some(_in_order(counts))}): as classes "
-            "they would have nothing to do with each other. Use --task regression; if they are classes, name all "
-            "of them with --classes."
+            f"{labels.path}: {len(counts)} different numbers as labels ({some(_in_order(counts))}): as "
+            "classes they would have nothing to do with each other. Use --task regression; if they are "
+            "classes, name all of them with --classes."
         )
 
 

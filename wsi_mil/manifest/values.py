@@ -67,7 +67,7 @@ def parts(text: str) -> tuple[str, ...]:
 
 
 def look(text: str) -> str:
-    """Return what a label looks like: the same for labels that differ in case, blanks or the form of a number."""
+    """Return the look of a label: the same where only case, blanks or the form of a number differ."""
     value = number(text)
     if value is not None:
         return repr(value + 0.0)

@@ -1,8 +1,8 @@
 """Bags packed for training: the features of many slides of one encoder in one memory-mapped array.
 
 Comes in: features, slide by slide. Goes out: RUN/train/bags/<encoder>/ with ``features.f16``, plain float16
-rows, and ``index.json``, which says whose they are (FORMATS.md). It is a cache: whatever it holds, the features
-hold too. When it is made and used, the train stage decides.
+rows, and ``index.json``, which says whose they are (FORMATS.md). It is a cache: whatever it holds, the
+features hold too. When it is made and used, the train stage decides.
 """
 
 import json
@@ -145,8 +145,8 @@ def _read(folder: Path) -> Packed:
         content = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
         if content["format"] == _FORMAT and int(content["format_version"]) > _VERSION:
             raise FormatError(
-                f"{folder}: format version {content['format_version']}, this program knows {_VERSION}; update "
-                "wsi-mil, or remove it: the next training makes it again."
+                f"{folder}: format version {content['format_version']}, this program knows {_VERSION}; "
+                "update wsi-mil, or remove it: the next training makes it again."
             )
         if content["format"] != _FORMAT or content["format_version"] != _VERSION:
             raise ValueError(f"it says it is {content['format']!r} version {content['format_version']}")

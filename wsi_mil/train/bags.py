@@ -57,8 +57,8 @@ class Cohort:
     def labels_digest(self) -> str:
         """Digest of the labels, patients, splits and groups of the bags."""
         labels, none = self.labels, ("",) * len(self.bags)
-        columns = (labels.slide_ids, labels.labels, labels.patient_ids, labels.splits or none)
-        columns += (labels.groups,) if labels.groups is not None else ()
+        columns = [labels.slide_ids, labels.labels, labels.patient_ids, labels.splits or none]
+        columns += [labels.groups] if labels.groups is not None else []
         return configs.digest({name: each for name, *each in zip(*columns, strict=True)})
 
 

@@ -1,7 +1,7 @@
 """The features that a training needs, in one memory-mapped array: as they lie packed already, or packed now.
 
-Comes in: the features of one encoder, and which slides are wanted. Goes out: ``store.Packed``, and why a slide
-is not in it. One slide at a time is in memory. It knows no label.
+Comes in: the features of one encoder, and which slides are wanted. Goes out: ``store.Packed``, and why a
+slide is not in it. One slide at a time is in memory. It knows no label.
 """
 
 import warnings
@@ -27,8 +27,8 @@ def pack(
 ) -> tuple[store.Packed | None, dict[str, str]]:
     """Return the features of slides packed, in their order, and why those that are not in it cannot be used.
 
-    What RUN/train/bags holds is used where the features still say the same checksums; else it is written anew,
-    with what else it held and is still so. None where not one of the slides can be used.
+    What RUN/train/bags holds is used where the features still say the same checksums; else it is written
+    anew, with what else it held and is still so. None where not one of the slides can be used.
 
     Raises:
         FormatError: features of different encoders, weights, mpp or patch sizes.
