@@ -68,7 +68,7 @@ def write_labels(folder, rows, header=("slide_id", "label", "patient_id")):
 
 def config(run, **more):
     quick: dict[str, object] = {
-        "folds": 3, "epochs": 12, "members": 2, "bootstrap": 200, "hidden_dim": 16, "attention_dim": 8,
+        "folds": 3, "epochs": 30, "members": 2, "bootstrap": 200, "hidden_dim": 16, "attention_dim": 8,
         "learning_rate": 1e-2,
     }  # fmt: skip
     return TrainConfig(run=run, labels=run / "labels.csv", device="cpu", **(quick | more))

@@ -166,7 +166,7 @@ def _content(
         | _counts(config, cohort, tested)
         | {
             "leading": metrics.LEADING[task],
-            "scores": {name: _interval(each) for name, each in scores.items()},
+            "scores": {name: _interval(each, config.bootstrap) for name, each in scores.items()},
             "interval": "95 % percentile bootstrap over patients",
             "bootstrap": config.bootstrap,
             "split": plan.kind,
@@ -288,8 +288,12 @@ def _units(
     return np.concatenate(targets), np.concatenate(predictions), [p for each in patients for p in each]
 
 
-def _interval(each: metrics.Interval) -> dict[str, float | None]:
-    return {"value": _round(each.value), "low": _round(each.low), "high": _round(each.high)}
+def _interval(each: metrics.Interval, samples: int) -> dict[str, float | int | None]:
+    """Return value and bounds; and how many resamples they stand on where not all define the score."""
+    found: dict[str, float | int | None] = {
+        "value": _round(each.value), "low": _round(each.low), "high": _round(each.high)
+    }  # fmt: skip
+    return found if each.samples == samples else found | {"samples": each.samples}
 
 
 def _round(value: float | None) -> float | None:
