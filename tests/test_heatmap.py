@@ -26,7 +26,7 @@ def head(**changes):
     identity = {"encoder": "net", "weights_digest": "f00d", "dim": DIM, "mpp": 0.5, "patch_px": 256}
     return {
         "model": "gated-attention", "identity": identity, "hidden_dim": 8, "attention_dim": 4, "dropout": 0.0,
-        "classes": CLASSES, "members": 1, "fold": 0,
+        "task": {"task": "classification", "names": CLASSES}, "members": 1, "branches": "shared", "fold": 0,
     } | changes  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_the_slide_is_scored_by_the_fold_that_never_saw_it(run):
         expected = heatmap.score_slide(features.features, [random_model(fold) for fold in folds])
         assert stored.attention == pytest.approx(expected.attention, abs=1e-7)
         assert stored.attention.sum() == pytest.approx(1, abs=1e-5)
-        assert list(stored.facts["probabilities"].values()) == pytest.approx(expected.probabilities, abs=1e-5)
+        assert list(stored.facts["prediction"].values()) == pytest.approx(expected.prediction, abs=1e-5)
     assert "mean of 2 folds" in stored.facts["drawn_by"]
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from wsi_mil import manifest, metrics, store
 from wsi_mil.config import TrainConfig
+from wsi_mil.errors import ConfigError
 from wsi_mil.train.bags import Cohort
 from wsi_mil.train.crossval import Plan, fold_seed
 from wsi_mil.train.patches import Indices
@@ -29,7 +30,7 @@ def make_plan(config: TrainConfig, cohort: Cohort) -> Plan:
     labels, targets = cohort.labels, cohort.targets
     names = [bag.name for bag in cohort.bags]
     if config.splits is not None:
-        rows = _by_bag(cohort, store.read_csv(config.splits))
+        rows = _by_bag(cohort, saved_rows(config))
         where = f"--splits {config.splits}"
         folds, vals = metrics.saved_folds(
             rows, names, labels.patient_ids, groups_N=labels.groups, where=where
@@ -52,6 +53,17 @@ def make_plan(config: TrainConfig, cohort: Cohort) -> Plan:
         for number, fold in enumerate(folds)
     ]
     return Plan(kind=kind, folds=folds, vals=vals)
+
+
+def saved_rows(config: TrainConfig) -> list[dict[str, str]]:
+    """Return the rows of --splits.
+
+    Raises:
+        ConfigError: no such file.
+    """
+    if config.splits is None or not config.splits.is_file():
+        raise ConfigError(f"--splits {config.splits}: no such file; wanted the splits.csv of a model.")
+    return store.read_csv(config.splits)
 
 
 def shuffled(cohort: Cohort, plan: Plan, rng: np.random.Generator, *, by_slide: bool) -> NDArray[np.float64]:

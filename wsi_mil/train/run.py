@@ -24,7 +24,7 @@ from wsi_mil.train.crossval import FoldResult, Grid, Plan, cross_validate
 from wsi_mil.train.memory import Work
 from wsi_mil.train.packed import tensor_of
 from wsi_mil.train.patches import Patches
-from wsi_mil.train.plan import make_plan, shuffled, with_values
+from wsi_mil.train.plan import make_plan, saved_rows, shuffled, with_values
 from wsi_mil.train.results import Null, leading_score, write_model
 
 _COLUMNS = ("slide_id", "status", "seconds", "patient_id", "label", "fold", "patches", "reason")
@@ -55,7 +55,9 @@ def run(config: TrainConfig) -> StageResult:
             slides=sum(len(bag.slide_ids) for bag in cohort.bags),
             features=cohort.features_digest,
             labels=cohort.labels_digest,
+            # What the files say counts, and not where they lie.
             grid=grid if config.grid else None,
+            splits=configs.digest({"rows": saved_rows(config)}) if config.splits else None,
         )
         notes |= {"model": name, "device_used": str(device), "identity": cohort.identity}
         if _is_done(output, record, config.overwrite):
@@ -163,9 +165,9 @@ def _done(cohort: Cohort, results: Sequence[FoldResult]) -> list[Outcome]:
                 "patient_id": cohort.labels.patient_ids[b],
                 "label": cohort.labels.labels[b],
                 "fold": " ".join(fold_of.get(b, [])),
-                "patches": len(bag),
+                "patches": stop - start,
             },
         )
         for b, bag in enumerate(cohort.bags)
-        for slide_id in bag.slide_ids
+        for slide_id, (start, stop) in zip(bag.slide_ids, bag.ranges, strict=True)
     ]
