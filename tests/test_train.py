@@ -100,7 +100,11 @@ def test_learns_what_can_be_learnt(trained):
     assert [each.status for each in result.outcomes] == ["done"] * 24
     metrics = json.loads((result.output / "metrics.json").read_text())
     assert metrics["scores"]["auroc"]["value"] > 0.95
-    assert metrics["scores"]["auroc"]["low"] <= metrics["scores"]["auroc"]["value"] <= metrics["scores"]["auroc"]["high"]
+    assert (
+        metrics["scores"]["auroc"]["low"]
+        <= metrics["scores"]["auroc"]["value"]
+        <= metrics["scores"]["auroc"]["high"]
+    )
     assert metrics["unit"] == "patient"
     assert (metrics["n_patients"], metrics["n_slides"]) == (12, 24)
     assert metrics["n_per_class"] == {"normal": 6, "tumour": 6}

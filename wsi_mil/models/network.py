@@ -24,10 +24,10 @@ class Thresholds(nn.Module):
     """From one score to K - 1 logits score - t_k with t_1 < t_2 < ...: the ordered grades share the score."""
 
     def __init__(self, count: int) -> None:
-        """Make ``count`` thresholds, a unit apart."""
+        """Make ``count`` thresholds, 2 apart: closer ones leave a grade between them that is never likely."""
         super().__init__()
-        self.first = nn.Parameter(torch.tensor([-(count - 1) / 2]))
-        self.steps = nn.Parameter(torch.full((count - 1,), 0.5413))  # softplus of it is 1
+        self.first = nn.Parameter(torch.tensor([1.0 - count]))
+        self.steps = nn.Parameter(torch.full((count - 1,), 1.8546))  # softplus of it is 2
 
     def forward(self, score_B1: Tensor) -> Tensor:
         """Return the logits (B, K - 1) of P(y > k)."""
