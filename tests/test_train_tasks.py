@@ -247,9 +247,15 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
         output, _ = done.communicate()
         assert done.returncode == 0, output.decode()
     assert not work.exists()
-    for name in ("metrics.json", "predictions.csv", "history.csv", "fold_0.safetensors"):
-        one, other = (tmp_path / run / "models" / "gated-attention" / name for run in ("killed", "whole"))
-        assert one.read_bytes() == other.read_bytes(), name
+    one, other = (tmp_path / run / "models" / "gated-attention" for run in ("killed", "whole"))
+    for name in ("metrics.json", "predictions.csv", "history.csv"):
+        assert (one / name).read_bytes() == (other / name).read_bytes(), name
+    (tensors, head), (wanted, wanted_head) = (
+        store.read_fold(each / "fold_0.safetensors") for each in (one, other)
+    )
+    assert head == wanted_head
+    for name, each in wanted.items():
+        np.testing.assert_array_equal(tensors[name], each)
 
 
 def test_history_has_every_epoch_of_every_network(tmp_path):
