@@ -36,7 +36,12 @@ class Thresholds(nn.Module):
 
 
 class Network(nn.Module):
-    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one."""
+    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one.
+
+    ``own_loss``: trained by ``losses``, its own, in place of the task's.
+    """
+
+    own_loss = False
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float, front: Front | None) -> None:
         """Make the layer with random weights, drawn from torch's global generator."""
@@ -55,6 +60,10 @@ class Network(nn.Module):
 
     def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
         """Return logits (1, C) and attention (N, A) of one bag of any size, as ``forward`` gives them."""
+        raise NotImplementedError
+
+    def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, target_B: Tensor) -> Tensor:
+        """Return the loss (B,) of each bag, where the network has one of its own."""
         raise NotImplementedError
 
 
