@@ -1,9 +1,10 @@
 """Models of torchmil's, as networks of ours: ``--model torchmil:NAME``.
 
-Comes in: the name of one of torchmil's classes and a model's head. Goes out: a ``Network``. torchmil (Castro-Macias
-et al., arXiv:2509.08129) is an optional extra and is imported when it is needed; nothing of it is rewritten here.
-Its models take padded bags and a mask, which some of them ignore (TransMIL) or apply in part (DSMIL's critical
-patch, CLAM's clustering, DTFD's second tier): bags go through one at a time, so that there is no padding.
+Comes in: the name of one of torchmil's classes and a model's head. Goes out: a ``Network``. torchmil
+(Castro-Macias et al., arXiv:2509.08129) is an optional extra and is imported when it is needed; nothing of
+it is rewritten here. Its models take padded bags and a mask, which some of them ignore (TransMIL) or apply
+in part (DSMIL's critical patch, CLAM's clustering, DTFD's second tier): bags go through one at a time, so
+that there is no padding.
 """
 
 import importlib
@@ -54,10 +55,10 @@ _HEADS = {"TransMIL": 4, "TransformerABMIL": 8}
 class ForeignNetwork(Network):
     """One of torchmil's models behind our hidden layer; sizes from the head, the rest as torchmil has it.
 
-    Two classes: torchmil's one logit z is (0, z). One output (a number, Cox's risk): it is z. The attention (T, 1)
-    sums to 1 over a bag for ABMIL, CLAM_SB, TransformerABMIL and DSMIL; TransMIL's is what torchmil returns, the
-    class token's row of its last layer, mean over heads, which sums to about 1 with the token's own part and can
-    be negative; DTFDMIL has its patches' scores instead (Grad-CAM).
+    Two classes: torchmil's one logit z is (0, z). One output (a number, Cox's risk): it is z. The attention
+    (T, 1) sums to 1 over a bag for ABMIL, CLAM_SB, TransformerABMIL and DSMIL; TransMIL's is what torchmil
+    returns, the class token's row of its last layer, mean over heads, which sums to about 1 with the
+    token's own part and can be negative; DTFDMIL has its patches' scores instead (Grad-CAM).
     """
 
     def __init__(self, task: Task, *, name: str, attention_dim: int, **hidden: Any) -> None:
@@ -71,7 +72,7 @@ class ForeignNetwork(Network):
         self.name = name
         self.binary = task.activation == "softmax" and task.outputs == 2
         dim = hidden["hidden_dim"] or hidden["dim"]
-        self.model = _make(name, task, dim, attention_dim)
+        self.model: Any = _make(name, task, dim, attention_dim)
         self.own_loss = name in OWN_LOSS
 
     def forward(self, x_TD: Tensor, bag_T: Tensor, bags: int) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,7 @@ class ForeignNetwork(Network):
         return self._outputs(z_1), attention_N[:, None]
 
     def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, code_B: Tensor) -> Tensor:
-        """Return the model's own loss (B,) of bags of classes ``code_B``, where ``own_loss`` says it has one."""
+        """Return the model's own loss (B,) of bags of classes ``code_B``."""
         h_TH = self.embed(x_TD)
         losses = []
         for b in range(bags):
@@ -139,18 +140,38 @@ def _make(name: str, task: Task, dim: int, attention_dim: int) -> nn.Module:
     if not two and (task.outputs != 1 or name in OWN_LOSS):
         raise ConfigError(
             f"{flag}: torchmil's models have one output, "
-            + ("and the loss of this one is for two classes" if name in OWN_LOSS else "two classes or one number")
+            + (
+                "and the loss of this one is for two classes"
+                if name in OWN_LOSS
+                else "two classes or one number"
+            )
             + f"; this task ({task.kind}) has {task.outputs} ({', '.join(task.names)})."
         )
     if dim % _HEADS.get(name, 1):
-        raise ConfigError(f"--hidden-dim {dim}: {flag} has {_HEADS[name]} heads, and wants a multiple of that.")
+        raise ConfigError(
+            f"--hidden-dim {dim}: {flag} has {_HEADS[name]} heads, and wants a multiple of that."
+        )
     sizes: dict[str, Any] = {"att_dim": attention_dim}
     if name == "TransMIL":
         sizes = {"att_dim": dim}
     elif name == "TransformerABMIL":
         sizes = {"pool_att_dim": attention_dim, "transf_att_dim": dim}
     model: nn.Module = getattr(made, name)(in_shape=(dim,), **sizes)
+    if name == "CLAM_SB":
+        model.inst_loss_fn = _ClusteringLoss()
     return model
+
+
+class _ClusteringLoss(nn.Module):
+    """Cross-entropy, the default of CLAM itself, in place of torchmil's smooth SVM.
+
+    That gives every patch the classes of all (1.0.2: targets (n, 1) spread to (n, n)), and fails when some
+    patches, and not all, are told apart well.
+    """
+
+    def forward(self, logits_N2: Tensor, target_N1: Tensor) -> Tensor:
+        """Return the mean loss of patches with pseudo-labels."""
+        return functional.cross_entropy(logits_N2, target_N1[:, 0].long())
 
 
 def _names() -> str:
@@ -162,12 +183,13 @@ def _torchmil(flag: str) -> ModuleType:
         return importlib.import_module("torchmil.models")
     except ImportError as error:
         raise ConfigError(
-            f"{flag}: torchmil cannot be imported ({error}); install it with: pip install 'wsi-mil[torchmil]'."
+            f"{flag}: torchmil cannot be imported ({error}); install it with: "
+            "pip install 'wsi-mil[torchmil]'."
         ) from error
 
 
 def _transmil(model: Any, h_1NH: Tensor) -> tuple[Tensor, Tensor]:
-    """Return z (1,) and the attention (N,) of TransMIL, which itself makes a matrix (N, N) for its one row."""
+    """Return z (1,) and attention (N,) of TransMIL, which itself makes (N, N) for that one row."""
     seen: list[Tensor] = []
     last = model.layers[-1].att_module
     hook = last.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
@@ -182,8 +204,8 @@ def _transmil(model: Any, h_1NH: Tensor) -> tuple[Tensor, Tensor]:
 def _class_row(attention: Any, x_1ND: Tensor) -> Tensor:
     """Return the attention (N,) that the first of N tokens pays to each, mean over heads.
 
-    Equation (15) of Xiong et al., AAAI 2021 (Nystromformer), of one row, with the module's own weights, landmarks
-    (means of neighbours, after zeros in front) and inverse.
+    Equation (15) of Xiong et al., AAAI 2021 (Nystromformer), of one row, with the module's own weights,
+    landmarks (means of neighbours, after zeros in front) and inverse.
     """
     inverse = importlib.import_module(type(attention).__module__).moore_penrose_iter_pinv
     count, landmarks = x_1ND.shape[1], attention.n_landmarks
@@ -199,14 +221,16 @@ def _class_row(attention: Any, x_1ND: Tensor) -> Tensor:
     to = (q[:, :, front : front + 1] @ k_mean.transpose(2, 3)).softmax(dim=-1)
     among = (q_mean @ k_mean.transpose(2, 3)).softmax(dim=-1)
     back = (q_mean @ k.transpose(2, 3)).softmax(dim=-1)
-    row = to @ inverse(among, attention.pinv_iterations) @ back
+    row: Tensor = to @ inverse(among, attention.pinv_iterations) @ back
     return row.mean(dim=1)[0, 0, front:]
 
 
 @contextmanager
 def _numpy_seeded(training: bool) -> Iterator[None]:
-    """Let DTFDMIL's random groups, which come from numpy's global generator, follow torch's while training, and
-    always be the same when predicting; the caller's random numbers are left as they were."""
+    """Seed numpy's global generator, which DTFDMIL draws its groups from, and give it back as it was.
+
+    While training the groups follow torch's generator; predicting always has the same.
+    """
     before = np.random.get_state()  # noqa: NPY002 - the generator that torchmil draws from
     np.random.seed(int(torch.randint(2**31, ())) if training else 0)  # noqa: NPY002
     try:

@@ -50,7 +50,7 @@ class Lanes:
 
     @property
     def network(self) -> Network:
-        """Return the network, or the pattern of all, whose own tensors are not in use where there are several."""
+        """Return the network, or the pattern of all, whose tensors are then not in use."""
         return self._network
 
     def state(self) -> dict[str, Tensor]:

@@ -213,10 +213,10 @@ class Training:
             x_ND = self.patches.whole(int(bag_M[0]))
             parts = range(0, len(x_ND), CHUNK)
             with self._precision():
-                logits, _ = self.lanes.network.whole(  # type: ignore[operator]
+                logits, _ = self.lanes.network.whole(
                     lambda: (self._standardise(x_ND[i : i + CHUNK].to(self.device)[None])[0] for i in parts)
                 )
-            return logits[None]  # type: ignore[no-any-return]
+            return logits[None]
         x_MTD, bag_MT = self.patches.batch([[self.patches.rows(b)] for b in bag_M.tolist()], self.device)
         with self._precision():
             return self.lanes(self._standardise(x_MTD), bag_MT, 1)
