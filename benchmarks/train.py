@@ -3,15 +3,16 @@
     make bench-train           (or: python -m benchmarks.train --folder bench [--clam DIR] --append)
 
 60 drawn bags of 1,500 to 6,000 x 1,024 features (``train_cohort``), the same network everywhere
-(``train_contenders``). The baselines are tuned first (threads, loader workers, kind of file and batch by speed;
-learning rate by the AUROC on the bags that are scored, which only flatters them) and are shown at their own
-defaults and at their best; ours is not tuned. Patch dropout and bag sampling are off: every patch of every
-epoch goes through the network, and is counted there. Every contender runs in a process of its own, all of them
-in each round, one after the other; a ratio is taken within a round, and the table shows the median over the
-rounds and the middle half of them. The seed is the round's: the AUROC is the mean over the rounds.
+(``train_contenders``). The baselines are tuned first (threads, loader workers, kind of file and batch by
+speed; learning rate by the AUROC on the bags that are scored, which only flatters them) and are shown at
+their own defaults and at their best; ours is not tuned. Patch dropout and bag sampling are off: every patch
+of every epoch goes through the network, and is counted there. Every contender runs in a process of its own,
+all of them in each round, one after the other; a ratio is taken within a round, and the table shows the
+median over the rounds and the middle half of them. The seed is the round's: the AUROC is the mean over the
+rounds.
 
-CLAM is GPL-3 and not part of this project: give --clam the folder of your copy of mahmoodlab/CLAM (and install
-pandas, which it needs), or it is left out, loudly.
+CLAM is GPL-3 and not part of this project: give --clam the folder of your copy of mahmoodlab/CLAM (and
+install pandas, which it needs), or it is left out, loudly.
 """
 
 import argparse
@@ -54,7 +55,9 @@ KNOBS: dict[str, list[Settings]] = {
         for workers, threads in ((0, 2), (1, 2), (1, 1), (2, 1), (2, 2))
     ],
     "torchmil": [
-        {"batch": batch, "load_at_init": True, "threads": threads} for batch in (1, 2, 4) for threads in (1, 2)
+        {"batch": batch, "load_at_init": True, "threads": threads}
+        for batch in (1, 2, 4)
+        for threads in (1, 2)
     ],
     "clam": [{"threads": 1}, {"threads": 2}],
 }
@@ -138,18 +141,29 @@ def compare(folder: Path, baselines: dict[str, Settings], rounds: int, epochs: i
     for number in range(rounds):
         for name, settings in runs.items():
             # A cold epoch takes long, and every one is as cold: one a round.
-            found = apart(folder, settings | {"seed": number, "epochs": 1 if settings.get("cold") else epochs})
+            found = apart(
+                folder, settings | {"seed": number, "epochs": 1 if settings.get("cold") else epochs}
+            )
             speed[name].append(found["patches_per_second"])
             auroc[name].append(found["auroc"])
-            print(f"round {number + 1}: {name}: {speed[name][-1]:.0f}/s, AUROC {auroc[name][-1]:.3f}", flush=True)
+            print(
+                f"round {number + 1}: {name}: {speed[name][-1]:.0f}/s, AUROC {auroc[name][-1]:.3f}",
+                flush=True,
+            )
     lines = ["| what | against | ratio (middle half) | must reach | |", "|---|---|---|---|---|"]
     for name in runs:
         if name not in OURS:
             lines += ratio_lines(name, speed)
-    lines += ["", "| contender | patches/s | validation AUROC: mean (least to most) | settings |", "|---|---|---|---|"]
+    lines += [
+        "",
+        "| contender | patches/s | validation AUROC: mean (least to most) | settings |",
+        "|---|---|---|---|",
+    ]
     for name, settings in runs.items():
         scored = "" if settings.get("cold") else spread(auroc[name])
-        said = ", ".join(f"{key} {value}" for key, value in settings.items() if key not in ("kind", "clam", "cold"))
+        said = ", ".join(
+            f"{key} {value}" for key, value in settings.items() if key not in ("kind", "clam", "cold")
+        )
         lines.append(f"| {name} | {statistics.median(speed[name]):.0f} | {scored} | {said} |")
     return lines
 
@@ -158,7 +172,9 @@ def ratio_lines(name: str, speed: dict[str, list[float]]) -> list[str]:
     cold = "cold" in name
     family = name.rsplit(", ", 1)[0]
     wanted = 4.0 if cold else WANTED.get(family)
-    values = sorted(a / b for a, b in zip(speed["wsi-mil, cold" if cold else "wsi-mil"], speed[name], strict=True))
+    values = sorted(
+        a / b for a, b in zip(speed["wsi-mil, cold" if cold else "wsi-mil"], speed[name], strict=True)
+    )
     middle, (low, high) = statistics.median(values), np.quantile(values, [0.25, 0.75])
     verdict = "" if wanted is None else "met" if middle >= wanted else "**missed**"
     ours = "wsi-mil, cold" if cold else "wsi-mil"
@@ -174,7 +190,16 @@ def same_bytes(folder: Path) -> str:
     digests = []
     for _ in range(2):
         shutil.rmtree(folder / "train-run" / "models", ignore_errors=True)
-        command = [sys.executable, "-m", "wsi_mil", "train", "--run", str(folder / "train-run"), "--device", "cpu"]
+        command = [
+            sys.executable,
+            "-m",
+            "wsi_mil",
+            "train",
+            "--run",
+            str(folder / "train-run"),
+            "--device",
+            "cpu",
+        ]
         command += ["--labels", str(folder / "train-run" / "labels.csv"), "--folds", "2", "--members", "2"]
         command += ["--epochs", "2", "--hidden-dim", "512", "--attention-dim", "256", "--seed", "7"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -183,7 +208,9 @@ def same_bytes(folder: Path) -> str:
         found = (folder / "train-run" / "models" / "gated-attention" / "metrics.json").read_bytes()
         digests.append(hashlib.sha256(found).hexdigest()[:16])
     verdict = "the same bytes (met)" if digests[0] == digests[1] else "**other bytes (missed)**"
-    return f"metrics.json of two runs of `wsi-mil train` on the CPU, same seed: {verdict}; {', '.join(digests)}."
+    return (
+        f"metrics.json of two runs of `wsi-mil train` on the CPU, same seed: {verdict}; {', '.join(digests)}."
+    )
 
 
 def main() -> None:
@@ -205,10 +232,10 @@ def main() -> None:
     baselines = contenders_of(arguments.clam, arguments.only)
     lines = compare(arguments.folder, baselines, arguments.rounds, arguments.epochs)
     text = "\n".join([
-        f"`make bench-train`: {cohort.TRAIN} drawn bags, {sum(cohort.lengths(arguments.folder)):,} patches of "
-        f"{cohort.DIM} features; {arguments.epochs} epochs, {arguments.rounds} rounds; AUROC on {cohort.VAL} bags "
-        f"of {cohort.VAL_PATCHES}, where the true parts of witnesses reach {ceiling:.3f}; {os.cpu_count()} cores "
-        f"({platform.machine()}), torch {torch.__version__}.",
+        f"`make bench-train`: {cohort.TRAIN} drawn bags, {sum(cohort.lengths(arguments.folder)):,} patches "
+        f"of {cohort.DIM} features; {arguments.epochs} epochs, {arguments.rounds} rounds; AUROC on "
+        f"{cohort.VAL} bags of {cohort.VAL_PATCHES}, where the true parts of witnesses reach {ceiling:.3f}; "
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}.",
         "", *lines, "", same_bytes(arguments.folder),
     ])  # fmt: skip
     print("\n" + text)

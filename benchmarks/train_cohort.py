@@ -1,11 +1,11 @@
 """The drawn bags of ``benchmarks.train``, once for each reader, and files put out of the page cache.
 
 60 training bags of 1,500 to 6,000 patches and 100 bags of 1,000 to score, 1,024 features each: 32 latent
-dimensions through a fixed random map, plus noise, plus a shift that each slide has of its own. A patch that is
-a witness is moved by ``SHIFT`` along one latent direction. The part of a bag that is witnesses is uniform in
-0 to 10 % where the bag is positive and in 0 to 2 % where it is not, so that no model can rank all bags right:
-who knew the parts themselves would reach an AUROC of 0.9 (expected), and the table says what it is for the
-bags drawn.
+dimensions through a fixed random map, plus noise, plus a shift that each slide has of its own. A patch that
+is a witness is moved by ``SHIFT`` along one latent direction. The part of a bag that is witnesses is
+uniform in 0 to 10 % where the bag is positive and in 0 to 2 % where it is not, so that no model can rank
+all bags right: who knew the parts themselves would reach an AUROC of 0.9 (expected), and the table says
+what it is for the bags drawn.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ EVICTED = 0.02
 
 
 def make(folder: Path) -> float:
-    """Write the bags where they are not yet; return the AUROC of the parts themselves on the bags to score."""
+    """Write the bags where they are not yet; return the AUROC of the parts themselves."""
     done = folder / "train-ceiling.txt"
     if done.is_file():
         return float(done.read_text())
@@ -65,7 +65,11 @@ def make(folder: Path) -> float:
 
 
 def draw(
-    rng: np.random.Generator, n: int, part: float, map_LD: NDArray[np.float32], direction_L: NDArray[np.float64]
+    rng: np.random.Generator,
+    n: int,
+    part: float,
+    map_LD: NDArray[np.float32],
+    direction_L: NDArray[np.float64],
 ) -> NDArray[np.float16]:
     z_NL = rng.standard_normal((n, LATENT), dtype=np.float32)
     z_NL[rng.permutation(n)[: round(part * n)]] += direction_L.astype(np.float32)

@@ -9,9 +9,7 @@ features counts its rows, and padding is taken off.
 
 import argparse
 import contextlib
-import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,6 +27,8 @@ from benchmarks import train_cohort as cohort
 from wsi_mil import models, store
 from wsi_mil.config import TrainConfig
 from wsi_mil.train import Patches, assemble, fit_jobs, make_jobs
+from wsi_mil.train.packed import pack as pack_features
+from wsi_mil.train.packed import tensor_of
 
 HIDDEN, ATTENTION, DROPOUT = 512, 256, 0.25
 Settings = dict[str, Any]
@@ -114,7 +114,11 @@ def field(folder: Path, settings: Settings) -> tuple[float, Score]:
     """h5 read at each step, one bag, fp32 (or bf16 by autocast), Adam."""
     paths = cohort.stored(folder, settings["files"])
     loader = DataLoader(
-        H5Bags(paths), batch_size=1, shuffle=True, num_workers=settings["workers"], collate_fn=lambda rows: rows[0]
+        H5Bags(paths),
+        batch_size=1,
+        shuffle=True,
+        num_workers=settings["workers"],
+        collate_fn=lambda rows: rows[0],
     )
     network = GatedMil()
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["rate"], weight_decay=1e-5)
@@ -196,7 +200,9 @@ def clam(folder: Path, settings: Settings) -> tuple[float, Score]:
     split = Generic_Split(pd.DataFrame(rows), data_dir=str(folder / "clam"), num_classes=2)
     loader = get_split_loader(split, training=True)
     loss = nn.CrossEntropyLoss()
-    model = CLAM_SB(dropout=DROPOUT, n_classes=2, embed_dim=cohort.DIM, instance_loss_fn=nn.CrossEntropyLoss())
+    model = CLAM_SB(
+        dropout=DROPOUT, n_classes=2, embed_dim=cohort.DIM, instance_loss_fn=nn.CrossEntropyLoss()
+    )
     optimiser = get_optim(model, argparse.Namespace(opt="adam", lr=settings["rate"], reg=1e-5))
     cohort.warm(sorted((folder / "clam" / "pt_files").glob("*.pt")))
     start = time.perf_counter()
@@ -215,35 +221,26 @@ def clam(folder: Path, settings: Settings) -> tuple[float, Score]:
     return seconds, score
 
 
-
-
 # Ours --------------------------------------------------------------------------------------------------
 
 
-def pack(folder: Path) -> float:
-    """Pack the stored features into one float16 array; return the seconds it took."""
-    start = time.perf_counter()
+def pack(folder: Path) -> store.Packed:
+    """Return the stored features in one memory-mapped array, written where it is not there yet."""
     features = store.open_features(folder / "train-run", cohort.ENCODER)
-    shape = (sum(cohort.lengths(folder)), cohort.DIM)
-    array = np.lib.format.open_memmap(folder / "train-packed.npy", mode="w+", dtype=np.float16, shape=shape)
-    row = 0
-    for slide_id in features.slide_ids():
-        x_ND = features.read(slide_id).features
-        array[row : row + len(x_ND)] = x_ND
-        row += len(x_ND)
-    array.flush()
-    return time.perf_counter() - start
-
-
-def packed(folder: Path) -> tuple[Tensor, list[list[tuple[int, int]]]]:
-    array = np.load(folder / "train-packed.npy", mmap_mode="r+")
-    ends = np.cumsum(cohort.lengths(folder)).tolist()
-    return torch.from_numpy(array), [[(end - n, end)] for end, n in zip(ends, cohort.lengths(folder), strict=True)]
+    packed, failed = pack_features(folder / "train-run", features, features.slide_ids())
+    assert packed is not None
+    assert not failed, failed
+    return packed
 
 
 def head_of(config: TrainConfig) -> dict[str, Any]:
     task = models.make_task("classification", ("negative", "positive"))
-    head = {"task": task.to_head(), "model": config.model, "identity": {"dim": cohort.DIM}, "branches": "shared"}
+    head = {
+        "task": task.to_head(),
+        "model": config.model,
+        "identity": {"dim": cohort.DIM},
+        "branches": "shared",
+    }
     return head | {
         name: getattr(config, name) for name in ("hidden_dim", "attention_dim", "dropout", "members")
     }
@@ -252,9 +249,9 @@ def head_of(config: TrainConfig) -> dict[str, Any]:
 def ours(folder: Path, settings: Settings) -> tuple[float, Score]:
     """``train.fit``'s parts on the packed memory map, at our defaults; standardisation is in the time.
 
-    Packing is not: it is done once for a cohort, whatever is trained on it (``pack`` times it).
+    Packing is not: it is done once for a cohort, whatever is trained on it.
     """
-    values, ranges = packed(folder)
+    packed = pack(folder)
     config = TrainConfig(
         run=folder, labels=folder, members=1, hidden_dim=HIDDEN, attention_dim=ATTENTION, dropout=DROPOUT,
         epochs=settings["epochs"], patch_dropout=0, bag_size="full", device="cpu",
@@ -263,12 +260,15 @@ def ours(folder: Path, settings: Settings) -> tuple[float, Score]:
     task = models.make_task("classification", ("negative", "positive"))
     targets = np.arange(cohort.TRAIN) % 2
     everything, nothing = np.arange(cohort.TRAIN), np.empty(0, np.int64)
+    files = [
+        path for path in store.bags_folder(folder / "train-run", cohort.ENCODER).iterdir() if path.is_file()
+    ]
     if settings["cold"]:
-        cohort.evict([folder / "train-packed.npy"])
+        cohort.evict(files)
     else:
-        cohort.warm([folder / "train-packed.npy"])
+        cohort.warm(files)
     start = time.perf_counter()
-    patches = Patches(values, ranges)
+    patches = Patches(tensor_of(packed), [[each] for each in packed.ranges])
     jobs = make_jobs(patches, targets, everything, [nothing], task, settings["seed"])
     trained = fit_jobs(patches, targets, jobs, head=head_of(config), config=config)
     seconds = time.perf_counter() - start

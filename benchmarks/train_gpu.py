@@ -2,10 +2,10 @@
 
     make bench-train-gpu       (or: python -m benchmarks.train_gpu --folder bench --append)
 
-Needs a CUDA device (``--device cpu`` runs the same code where there is none, to see that it works; its figures
-mean nothing). The 60 drawn bags of ``benchmarks.train``; a fold is a committee of ``--members`` networks, each
-with a validation part of its own; the default recipe, and the large network on every patch. Five folds, all
-their networks together, must take at most 1.5 times as long as one.
+Needs a CUDA device (``--device cpu`` runs the same code where there is none, to see that it works; its
+figures mean nothing). The 60 drawn bags of ``benchmarks.train``; a fold is a committee of ``--members``
+networks, each with a validation part of its own; the default recipe, and the large network on every patch.
+Five folds, all their networks together, must take at most 1.5 times as long as one.
 """
 
 import argparse
@@ -20,10 +20,11 @@ import torch
 
 from benchmarks import train_cohort as cohort
 from benchmarks.train import RESULTS
-from benchmarks.train_contenders import ATTENTION, HIDDEN, head_of, pack, packed
+from benchmarks.train_contenders import ATTENTION, HIDDEN, head_of, pack
 from wsi_mil import models
 from wsi_mil.config import TrainConfig
 from wsi_mil.train import Job, Patches, fit_jobs, make_jobs
+from wsi_mil.train.packed import tensor_of
 
 FOLDS, MOST = 5, 1.5
 CASES: dict[str, dict[str, Any]] = {
@@ -47,7 +48,11 @@ def jobs_of(patches: Patches, targets: np.ndarray[Any, Any], config: TrainConfig
 
 
 def seconds(
-    patches: Patches, targets: np.ndarray[Any, Any], jobs: list[Job], config: TrainConfig, device: torch.device
+    patches: Patches,
+    targets: np.ndarray[Any, Any],
+    jobs: list[Job],
+    config: TrainConfig,
+    device: torch.device,
 ) -> float:
     start = time.perf_counter()
     fit_jobs(patches, targets, jobs, head=head_of(config), config=config, device=device)
@@ -73,9 +78,9 @@ def main() -> None:
     if device.type != "cuda" and arguments.append:
         raise SystemExit(f"--append: the figures of --device {device} mean nothing and are not kept")
     cohort.make(arguments.folder)
-    pack(arguments.folder)
-    values, ranges = packed(arguments.folder)
-    patches, targets = Patches(values, ranges).to(device), np.arange(len(ranges)) % 2
+    packed = pack(arguments.folder)
+    patches = Patches(tensor_of(packed), [[each] for each in packed.ranges]).to(device)
+    targets = np.arange(len(patches)) % 2
     lines = [
         f"| case | 1 fold | {FOLDS} folds | ratio (at most {MOST}) | |",
         "|---|---|---|---|---|",
@@ -98,9 +103,9 @@ def main() -> None:
         lines.append(f"| {name} | {one:.1f} s | {all_:.1f} s | {ratio:.2f} | {verdict} |")
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU: figures mean nothing"
     head = (
-        f"`make bench-train-gpu`: {len(ranges)} drawn bags, {len(values):,} patches of {cohort.DIM} features; "
-        f"{arguments.members} networks a fold, {arguments.epochs} epochs, {arguments.rounds} rounds; {where}, "
-        f"{os.cpu_count()} cores, torch {torch.__version__}."
+        f"`make bench-train-gpu`: {len(patches)} drawn bags, {len(packed.array):,} patches of "
+        f"{cohort.DIM} features; {arguments.members} networks a fold, {arguments.epochs} epochs, "
+        f"{arguments.rounds} rounds; {where}, {os.cpu_count()} cores, torch {torch.__version__}."
     )
     text = "\n".join([head, "", *lines])
     print("\n" + text)
