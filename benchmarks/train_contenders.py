@@ -43,10 +43,12 @@ def measure(folder: Path, settings: Settings) -> dict[str, float]:
     torch.manual_seed(settings["seed"])
     np.random.seed(settings["seed"])  # noqa: NPY002 - CLAM and torchmil draw from it
     wanted = sum(cohort.lengths(folder)) * settings["epochs"]
+    before = time.process_time()
     with counted() as rows:
         seconds, score = CONTENDERS[settings["kind"]](folder, settings)
     if rows[0] < wanted:
         raise SystemExit(f"{settings}: {rows[0]} of {wanted} patches went through the network")
+    processor = time.process_time() - before
     margins = []
     with torch.inference_mode():
         for bag in cohort.val_bags(folder):
@@ -54,6 +56,7 @@ def measure(folder: Path, settings: Settings) -> dict[str, float]:
     truth = np.arange(cohort.TRAIN, cohort.TRAIN + cohort.VAL) % 2
     return {
         "patches_per_second": wanted / seconds,
+        "processor_us": 1e6 * processor / wanted,
         "auroc": float(roc_auc_score(truth, margins)),
         "padding": rows[0] / wanted - 1,
     }
@@ -162,7 +165,7 @@ def torchmil(folder: Path, settings: Settings) -> tuple[float, Score]:
 
     dataset = ProcessedMILDataset(
         features_path=str(folder / "npy" / "features"), labels_path=str(folder / "npy" / "labels"),
-        bag_keys=["X", "Y"], file_type=".npy", load_at_init=settings["load_at_init"],
+        bag_keys=["X", "Y"], load_at_init=settings["load_at_init"],
     )  # fmt: skip
     loader = DataLoader(dataset, batch_size=settings["batch"], shuffle=True, collate_fn=collate_fn)
     tiny = [{"X": torch.zeros(1, cohort.DIM), "Y": torch.tensor(1)}]
