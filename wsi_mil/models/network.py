@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_mil.errors import FormatError
+from wsi_mil.models.dropout import ReluDropout
 from wsi_mil.models.pooling import AttentionPool, MaxPool, MeanPool, ScorePool
 from wsi_mil.models.tasks import Activation, Cox, Ordinal, Regression, Task
 
@@ -48,14 +49,14 @@ class Network(nn.Module):
         super().__init__()
         self.front = front() if front else nn.Identity()
         self.hidden = nn.Linear(dim, hidden_dim) if hidden_dim else None
-        self.dropout = nn.Dropout(dropout)
+        self.activate = ReluDropout(dropout)
 
     def embed(self, x_TD: Tensor) -> Tensor:
         """Return the hidden vectors (T, H) of patches."""
         h_TD: Tensor = self.front(x_TD)
         if self.hidden is None:
             return h_TD
-        hidden: Tensor = self.dropout(functional.relu(self.hidden(h_TD)))
+        hidden: Tensor = self.activate(self.hidden(h_TD))
         return hidden
 
     def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
