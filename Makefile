@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-read bench-embed bench-embed-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
+.PHONY: bench-read bench-embed bench-embed-gpu bench-train bench-train-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -16,6 +16,8 @@ help:
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
 	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
 	@echo "make bench-embed-gpu      the same on a CUDA device"
+	@echo "make bench-train          training against the field's loop, torchmil's and CLAM's trainers (an hour)"
+	@echo "make bench-train-gpu      five folds on a CUDA device against one"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -53,6 +55,14 @@ bench-embed: $(READY)
 
 bench-embed-gpu: $(READY)
 	$(BIN)/python -m benchmarks.embed_gpu --folder bench --append
+
+# make bench-train CLAM=DIR, with your own copy of mahmoodlab/CLAM (GPL-3, no part of this project).
+bench-train: $(READY)
+	$(if $(CLAM),$(BIN)/python -m pip install --quiet --disable-pip-version-check pandas)
+	$(BIN)/python -m benchmarks.train --folder bench --append $(if $(CLAM),--clam $(CLAM))
+
+bench-train-gpu: $(READY)
+	$(BIN)/python -m benchmarks.train_gpu --folder bench --append
 
 test: $(READY)
 	$(BIN)/python -m pytest

@@ -22,7 +22,7 @@ HOMES = {
     "simplejpeg": {"blocks"},
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "tyro": {"cli"},
     "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
-    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"},
+    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},
     "tomli_w": {"config"}, "tomllib": {"config"},
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_mil.errors import FormatError
+from wsi_mil.models.foreign import PREFIX, SUPPORTED, ForeignNetwork
 from wsi_mil.models.network import EmbeddingNetwork, Front, InstanceNetwork, Network
 from wsi_mil.models.tasks import Task, task_of
 
@@ -139,11 +140,16 @@ def network(head: Mapping[str, Any], front: Front | None = None) -> Network:
         return EmbeddingNetwork(
             task, model=model, attention_dim=int(head["attention_dim"]), branches=head["branches"], **hidden
         )
+    if model.startswith(PREFIX):
+        return ForeignNetwork(
+            task, name=model.removeprefix(PREFIX), attention_dim=int(head["attention_dim"]), **hidden
+        )
     rule = model.removeprefix(INSTANCE)
     if model.startswith(INSTANCE) and rule in ("max", "mean", "noisy-or", "lse"):
         return InstanceNetwork(task, rule=rule, **hidden)
     raise FormatError(
-        f"model {model!r}: unknown; wanted {', '.join(EMBEDDING)}, or instance- max, mean, noisy-or, lse."
+        f"model {model!r}: unknown; wanted {', '.join(EMBEDDING)}, "
+        f"instance- max, mean, noisy-or or lse, or {PREFIX} {', '.join(SUPPORTED)}."
     )
 
 

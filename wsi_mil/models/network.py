@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from wsi_mil.errors import FormatError
+from wsi_mil.models.dropout import ReluDropout
 from wsi_mil.models.pooling import AttentionPool, MaxPool, MeanPool, ScorePool
 from wsi_mil.models.tasks import Activation, Cox, Ordinal, Regression, Task
 
@@ -36,25 +37,34 @@ class Thresholds(nn.Module):
 
 
 class Network(nn.Module):
-    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one."""
+    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one.
+
+    ``own_loss``: trained by ``losses``, its own, in place of the task's.
+    """
+
+    own_loss = False
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float, front: Front | None) -> None:
         """Make the layer with random weights, drawn from torch's global generator."""
         super().__init__()
         self.front = front() if front else nn.Identity()
         self.hidden = nn.Linear(dim, hidden_dim) if hidden_dim else None
-        self.dropout = nn.Dropout(dropout)
+        self.activate = ReluDropout(dropout)
 
     def embed(self, x_TD: Tensor) -> Tensor:
         """Return the hidden vectors (T, H) of patches."""
         h_TD: Tensor = self.front(x_TD)
         if self.hidden is None:
             return h_TD
-        hidden: Tensor = self.dropout(functional.relu(self.hidden(h_TD)))
+        hidden: Tensor = self.activate(self.hidden(h_TD))
         return hidden
 
     def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
         """Return logits (1, C) and attention (N, A) of one bag of any size, as ``forward`` gives them."""
+        raise NotImplementedError
+
+    def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, target_B: Tensor) -> Tensor:
+        """Return the loss (B,) of each bag, where the network has one of its own."""
         raise NotImplementedError
 
 

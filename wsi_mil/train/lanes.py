@@ -9,7 +9,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call, stack_module_state, vmap
 
 from wsi_mil.models import Network
@@ -49,8 +49,8 @@ class Lanes:
         return logits_MBC
 
     @property
-    def network(self) -> nn.Module:
-        """Return the network, where there is only one."""
+    def network(self) -> Network:
+        """Return the network, or the pattern of all, whose tensors are then not in use."""
         return self._network
 
     def state(self) -> dict[str, Tensor]:

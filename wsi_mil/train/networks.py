@@ -158,18 +158,23 @@ class Training:
                 x_MTD = x_MTD + self.config.feature_noise * noise
             if self.augment is not None:
                 x_MTD = torch.stack([self.augment(x_TD, self.generator) for x_TD in x_MTD])
-            with self._precision():
-                logits_MBC = self.lanes(x_MTD, bag_MT, self.bags)
-            at = torch.from_numpy(bag_MB).to(self.device)
-            loss_M = self.task.loss(
-                logits_MBC, _pick(self.target_MN, at), _pick(self.weight_MN, at), self.config.label_smoothing
-            )
+            loss_M = self._loss(x_MTD, bag_MT, torch.from_numpy(bag_MB).to(self.device))
             self.optimiser.zero_grad()
             loss_M.sum().backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
             self.schedule.step()
             total_M += loss_M.detach()
         return [value / self.steps for value in total_M.tolist()]
+
+    def _loss(self, x_MTD: Tensor, bag_MT: Tensor, at: Tensor) -> Tensor:
+        """Return the loss (M,) of a step on the bags ``at`` (M, B): the task's, or the network's own."""
+        target_MB, weight_MB = _pick(self.target_MN, at), _pick(self.weight_MN, at)
+        with self._precision():
+            if self.lanes.network.own_loss:
+                each_B = self.lanes.network.losses(x_MTD[0], bag_MT[0], self.bags, target_MB[0])
+                return ((each_B * weight_MB[0]).sum() / weight_MB[0].sum())[None]
+            logits_MBC = self.lanes(x_MTD, bag_MT, self.bags)
+        return self.task.loss(logits_MBC, target_MB, weight_MB, self.config.label_smoothing)
 
     @torch.no_grad()
     def _validate(self) -> None:
@@ -208,10 +213,10 @@ class Training:
             x_ND = self.patches.whole(int(bag_M[0]))
             parts = range(0, len(x_ND), CHUNK)
             with self._precision():
-                logits, _ = self.lanes.network.whole(  # type: ignore[operator]
+                logits, _ = self.lanes.network.whole(
                     lambda: (self._standardise(x_ND[i : i + CHUNK].to(self.device)[None])[0] for i in parts)
                 )
-            return logits[None]  # type: ignore[no-any-return]
+            return logits[None]
         x_MTD, bag_MT = self.patches.batch([[self.patches.rows(b)] for b in bag_M.tolist()], self.device)
         with self._precision():
             return self.lanes(self._standardise(x_MTD), bag_MT, 1)

@@ -18,7 +18,8 @@ Ranges = Sequence[tuple[int, int]]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes patches (T, ...) at random while training."""
 
-_CHUNK = 8_192
+_PIECE = {"cpu": 256, "cuda": 65_536}
+"""Patches whose moments are taken at a time: on a CPU they stay in its cache."""
 _ON_DEVICE = 0.5
 """Part of the GPU's free memory that the patches may take."""
 
@@ -109,8 +110,10 @@ class Patches:
             if b not in self._moments:
                 self._moments[b] = self._of_bag(b)
         mean_D = np.mean([self._moments[b][0] for b in bags.tolist()], axis=0)
-        square_D = np.mean([self._moments[b][1] + self._moments[b][0] ** 2 for b in bags.tolist()], axis=0)
-        return Moments(mean_D, np.sqrt(np.maximum(square_D - mean_D**2, 0)))
+        each = [self._moments[b] for b in bags.tolist()]
+        # Around the mean of all, so that a feature that is constant and large has a deviation of 0.
+        var_D = np.mean([bag_var_D + (bag_mean_D - mean_D) ** 2 for bag_mean_D, bag_var_D in each], axis=0)
+        return Moments(mean_D, np.sqrt(var_D))
 
     def _take(self, rows: Indices) -> Tensor:
         if len(rows) and rows[-1] - rows[0] + 1 == len(rows) and bool((np.diff(rows) == 1).all()):
@@ -121,10 +124,14 @@ class Patches:
         """Return mean and variance (D,) over the patches of a bag."""
         x_ND = self.whole(bag)
         count, mean_D, square_D = 0, np.zeros(self.dim), np.zeros(self.dim)
-        for start in range(0, len(x_ND), _CHUNK):
-            part_D2 = torch.var_mean(x_ND[start : start + _CHUNK].double(), dim=0, correction=0)
-            var_D, at_D = (each.cpu().numpy() for each in part_D2)
-            size = min(_CHUNK, len(x_ND) - start)
+        piece = _PIECE.get(x_ND.device.type, _PIECE["cpu"])
+        for start in range(0, len(x_ND), piece):
+            # In float32 within a piece, whose mean is taken off first; in double from piece to piece.
+            part = x_ND[start : start + piece].float()
+            mean = part.mean(dim=0)
+            var = part.sub_(mean).square_().mean(dim=0)
+            var_D, at_D = (each.double().cpu().numpy() for each in (var, mean))
+            size = min(piece, len(x_ND) - start)
             # Chan, Golub & LeVeque's way to put moments of parts together.
             shift_D, total = at_D - mean_D, count + size
             square_D += var_D * size + shift_D**2 * count * size / total

@@ -1,0 +1,252 @@
+"""How fast is gated attention MIL trained, against the field's loop, torchmil's trainer and CLAM's?
+
+    make bench-train           (or: python -m benchmarks.train --folder bench [--clam DIR] --append)
+
+60 drawn bags of 1,500 to 6,000 x 1,024 features (``train_cohort``), the same network everywhere
+(``train_contenders``). The baselines are tuned first (threads, loader workers, kind of file and batch by
+speed; learning rate by the AUROC on the bags that are scored, which only flatters them) and are shown at
+their own defaults and at their best; ours is not tuned. Patch dropout and bag sampling are off: every patch
+of every epoch goes through the network, and is counted there. Every contender runs in a process of its own,
+all of them in each round, one after the other; a ratio is taken within a round, and the table shows the
+median over the rounds and the middle half of them. The seed is the round's: the AUROC is the mean over the
+rounds.
+
+CLAM is GPL-3 and not part of this project: give --clam the folder of your copy of mahmoodlab/CLAM (and
+install pandas, which it needs), or it is left out, loudly.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import train_cohort as cohort
+from benchmarks.train_contenders import Settings, measure
+
+RESULTS = Path(__file__).parent / "RESULTS.md"
+SEED_OF_TUNING = 1_000
+RATES = (1e-4, 3e-4, 1e-3)
+
+DEFAULTS: dict[str, Settings] = {
+    "field, warm": {"kind": "field", "files": "h5", "workers": 0, "rate": 2e-4, "cold": False},
+    "field, cold": {"kind": "field", "files": "h5", "workers": 0, "rate": 2e-4, "cold": True},
+    "torchmil": {"kind": "torchmil", "batch": 4, "rate": 1e-4, "load_at_init": False},
+    "CLAM": {"kind": "clam", "cluster": True, "rate": 1e-4},
+    "CLAM, attention MIL alone": {"kind": "clam", "cluster": False, "rate": 1e-4},
+}
+"""Each tool's own defaults; the field's loop has CLAM's README's rate (2e-4) and no loader workers."""
+
+KNOBS: dict[str, list[Settings]] = {
+    "field": [
+        {"files": files, "workers": workers, "threads": threads}
+        for files in ("h5", "run")
+        for workers, threads in ((0, 2), (1, 2), (1, 1), (2, 1), (2, 2))
+    ],
+    "torchmil": [
+        {"batch": batch, "load_at_init": True, "threads": threads}
+        for batch in (1, 2, 4)
+        for threads in (1, 2)
+    ],
+    "clam": [{"threads": 1}, {"threads": 2}],
+}
+"""What is tried for speed, an epoch each."""
+
+OURS: dict[str, Settings] = {
+    "wsi-mil": {"kind": "ours", "cold": False},
+    "wsi-mil, cold": {"kind": "ours", "cold": True},
+    "wsi-mil --precision fp32": {"kind": "ours", "cold": False, "precision": "fp32"},
+}
+WANTED = {"field, warm": 2.5, "torchmil": 2.5, "CLAM": 2.5, "CLAM, attention MIL alone": 2.5}
+
+
+def apart(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Measure one contender in a process of its own."""
+    command = [sys.executable, "-m", "benchmarks.train", "--folder", str(folder)]
+    command += ["--contender", json.dumps(settings)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{settings}: {done.stderr[-2000:]}")
+    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
+    return found
+
+
+def tune(folder: Path, contenders: dict[str, Settings], epochs: int) -> dict[str, Settings]:
+    """Return the best settings of each baseline: first the fastest, then the rate of the highest AUROC.
+
+    What was found is kept in the folder, and is not looked for again.
+    """
+    kept = folder / "train-tuned.json"
+    tuned: dict[str, Settings] = json.loads(kept.read_text()) if kept.is_file() else {}
+    for name, defaults in contenders.items():
+        if name in tuned:
+            continue
+        speeds = []
+        for knobs in KNOBS[defaults["kind"]]:
+            settings = defaults | knobs | {"epochs": 1, "seed": SEED_OF_TUNING}
+            speeds.append((apart(folder, settings)["patches_per_second"], knobs))
+            print(f"tuning {name}: {knobs}: {speeds[-1][0]:.0f}/s", flush=True)
+        best = defaults | max(speeds, key=lambda each: each[0])[1]
+        if not defaults.get("cold"):  # the same numbers as warm
+            scores = []
+            for rate in RATES:
+                settings = best | {"rate": rate, "epochs": epochs, "seed": SEED_OF_TUNING}
+                scores.append((apart(folder, settings)["auroc"], rate))
+                print(f"tuning {name}: rate {rate}: AUROC {scores[-1][0]:.3f}", flush=True)
+            best["rate"] = max(scores, key=lambda each: each[0])[1]
+        tuned[name] = best
+        kept.write_text(json.dumps(tuned, indent=2))
+    return {name: tuned[name] for name in contenders}
+
+
+def contenders_of(clam: Path | None, only: Iterable[str]) -> dict[str, Settings]:
+    """Return the baselines that can run here, at their defaults."""
+    found = {name: settings for name, settings in DEFAULTS.items() if any(each in name for each in only)}
+    if clam is None and any(each["kind"] == "clam" for each in found.values()):
+        print("CLAM IS LEFT OUT: no --clam DIR with a copy of mahmoodlab/CLAM was given.", file=sys.stderr)
+        return {name: each for name, each in found.items() if each["kind"] != "clam"}
+    if clam is not None and not (clam / "utils" / "core_utils.py").is_file():
+        raise SystemExit(f"--clam {clam}: no utils/core_utils.py in it; wanted a copy of mahmoodlab/CLAM.")
+    for each in found.values():
+        if each["kind"] == "clam":
+            each["clam"] = str(clam)
+    return found
+
+
+def compare(folder: Path, baselines: dict[str, Settings], rounds: int, epochs: int) -> list[str]:
+    """Run all contenders in rounds; return the lines of the tables."""
+    runs = dict(OURS)
+    for name, best in tune(folder, baselines, epochs).items():
+        defaults = baselines[name]
+        runs[f"{name}, defaults"] = defaults
+        if best != defaults:
+            runs[f"{name}, best"] = best
+    if "field, warm" in baselines:
+        runs["field, warm, best, bf16 autocast"] = runs.get("field, warm, best", baselines["field, warm"]) | {
+            "autocast": True
+        }
+    speed: dict[str, list[float]] = {name: [] for name in runs}
+    auroc: dict[str, list[float]] = {name: [] for name in runs}
+    for number in range(rounds):
+        for name, settings in runs.items():
+            # A cold epoch takes long, and every one is as cold: one a round.
+            found = apart(
+                folder, settings | {"seed": number, "epochs": 1 if settings.get("cold") else epochs}
+            )
+            speed[name].append(found["patches_per_second"])
+            auroc[name].append(found["auroc"])
+            print(
+                f"round {number + 1}: {name}: {speed[name][-1]:.0f}/s, AUROC {auroc[name][-1]:.3f}",
+                flush=True,
+            )
+    lines = ["| what | against | ratio (middle half) | must reach | |", "|---|---|---|---|---|"]
+    for name in runs:
+        if name not in OURS:
+            lines += ratio_lines(name, speed)
+    lines += [
+        "",
+        "| contender | patches/s | validation AUROC: mean (least to most) | settings |",
+        "|---|---|---|---|",
+    ]
+    for name, settings in runs.items():
+        scored = "" if settings.get("cold") else spread(auroc[name])
+        said = ", ".join(
+            f"{key} {value}" for key, value in settings.items() if key not in ("kind", "clam", "cold")
+        )
+        lines.append(f"| {name} | {statistics.median(speed[name]):.0f} | {scored} | {said} |")
+    return lines
+
+
+def ratio_lines(name: str, speed: dict[str, list[float]]) -> list[str]:
+    cold = "cold" in name
+    family = name.rsplit(", ", 1)[0]
+    wanted = 4.0 if cold else WANTED.get(family)
+    values = sorted(
+        a / b for a, b in zip(speed["wsi-mil, cold" if cold else "wsi-mil"], speed[name], strict=True)
+    )
+    middle, (low, high) = statistics.median(values), np.quantile(values, [0.25, 0.75])
+    verdict = "" if wanted is None else "met" if middle >= wanted else "**missed**"
+    ours = "wsi-mil, cold" if cold else "wsi-mil"
+    return [f"| {ours} | {name} | {middle:.2f} ({low:.2f} to {high:.2f}) | {wanted or ''} | {verdict} |"]
+
+
+def spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.3f} ({min(values):.3f} to {max(values):.3f})"
+
+
+def same_bytes(folder: Path) -> str:
+    """Train the drawn run twice, each time in a process of its own, and compare metrics.json."""
+    digests = []
+    for _ in range(2):
+        shutil.rmtree(folder / "train-run" / "models", ignore_errors=True)
+        command = [
+            sys.executable,
+            "-m",
+            "wsi_mil",
+            "train",
+            "--run",
+            str(folder / "train-run"),
+            "--device",
+            "cpu",
+        ]
+        command += ["--labels", str(folder / "train-run" / "labels.csv"), "--folds", "2", "--members", "2"]
+        command += ["--epochs", "2", "--hidden-dim", "512", "--attention-dim", "256", "--seed", "7"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise SystemExit(done.stderr[-2000:])
+        found = (folder / "train-run" / "models" / "gated-attention" / "metrics.json").read_bytes()
+        digests.append(hashlib.sha256(found).hexdigest()[:16])
+    verdict = "the same bytes (met)" if digests[0] == digests[1] else "**other bytes (missed)**"
+    return (
+        f"metrics.json of two runs of `wsi-mil train` on the CPU, same seed: {verdict}; {', '.join(digests)}."
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--folder", type=Path, default=Path("bench"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--clam", type=Path, help="folder of your copy of mahmoodlab/CLAM")
+    parser.add_argument("--only", nargs="*", default=[""], help="baselines whose name holds one of these")
+    parser.add_argument("--append", action="store_true", help="append the tables to RESULTS.md")
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.contender:
+        print(json.dumps(measure(arguments.folder, json.loads(arguments.contender))))
+        return
+    ceiling = cohort.make(arguments.folder)
+    baselines = contenders_of(arguments.clam, arguments.only)
+    lines = compare(arguments.folder, baselines, arguments.rounds, arguments.epochs)
+    text = "\n".join([
+        f"`make bench-train`: {cohort.TRAIN} drawn bags, {sum(cohort.lengths(arguments.folder)):,} patches "
+        f"of {cohort.DIM} features; {arguments.epochs} epochs, {arguments.rounds} rounds; AUROC on "
+        f"{cohort.VAL} bags of {cohort.VAL_PATCHES}, where the true parts of witnesses reach {ceiling:.3f}; "
+        f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}.",
+        "", *lines, "", same_bytes(arguments.folder),
+    ])  # fmt: skip
+    print("\n" + text)
+    if arguments.append:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+        title = f"\n## Training ({time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()})\n\n"
+        with RESULTS.open("a", encoding="utf-8") as file:
+            file.write(title + text + "\n")
+
+
+if __name__ == "__main__":
+    main()
