@@ -100,7 +100,11 @@ def test_learns_what_can_be_learnt(trained):
     assert [each.status for each in result.outcomes] == ["done"] * 24
     metrics = json.loads((result.output / "metrics.json").read_text())
     assert metrics["scores"]["auroc"]["value"] > 0.95
-    assert metrics["scores"]["auroc"]["low"] <= metrics["scores"]["auroc"]["value"] <= metrics["scores"]["auroc"]["high"]
+    assert (
+        metrics["scores"]["auroc"]["low"]
+        <= metrics["scores"]["auroc"]["value"]
+        <= metrics["scores"]["auroc"]["high"]
+    )
     assert metrics["unit"] == "patient"
     assert (metrics["n_patients"], metrics["n_slides"]) == (12, 24)
     assert metrics["n_per_class"] == {"normal": 6, "tumour": 6}
@@ -301,6 +305,18 @@ def test_too_few_patients_to_validate_take_the_last_epoch_and_say_so(tmp_path, c
     metrics = json.loads((result.output / "metrics.json").read_text())
     assert metrics["folds"][0]["epochs"] == [3, 3]
     assert metrics["folds"][0]["val_losses"] == [None, None]
+
+
+def test_without_a_validation_part_every_network_learns_from_all_training_slides(copy, capsys):
+    result = train.run(config(copy, val_fraction=0.0, epochs=4))
+    assert "too few" not in capsys.readouterr().err, "it was asked for"
+    roles = {(row["fold"], row["slide_id"]): row["role"] for row in rows_of(result.output / "splits.csv")}
+    assert set(roles.values()) == {"train", "test"}
+    metrics = json.loads((result.output / "metrics.json").read_text())
+    for fold in metrics["folds"]:
+        assert fold["epochs"] == [4, 4]
+        assert fold["val_losses"] == [None, None]
+        assert fold["n_train_slides"] + fold["n_test_slides"] == 24
 
 
 @pytest.mark.parametrize("model", ["attention", "mean", "max"])
