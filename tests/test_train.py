@@ -307,6 +307,18 @@ def test_too_few_patients_to_validate_take_the_last_epoch_and_say_so(tmp_path, c
     assert metrics["folds"][0]["val_losses"] == [None, None]
 
 
+def test_without_a_validation_part_every_network_learns_from_all_training_slides(copy, capsys):
+    result = train.run(config(copy, val_fraction=0.0, epochs=4))
+    assert "too few" not in capsys.readouterr().err, "it was asked for"
+    roles = {(row["fold"], row["slide_id"]): row["role"] for row in rows_of(result.output / "splits.csv")}
+    assert set(roles.values()) == {"train", "test"}
+    metrics = json.loads((result.output / "metrics.json").read_text())
+    for fold in metrics["folds"]:
+        assert fold["epochs"] == [4, 4]
+        assert fold["val_losses"] == [None, None]
+        assert fold["n_train_slides"] + fold["n_test_slides"] == 24
+
+
 @pytest.mark.parametrize("model", ["attention", "mean", "max"])
 def test_three_classes_with_every_pooling(tmp_path, model):
     rng = np.random.default_rng(3)

@@ -72,7 +72,8 @@ class TrainConfig:
     members: int = 5
     """Networks per fold, each with another inner validation part; their predictions are averaged."""
     val_fraction: float = 0.2
-    """Part of the training patients kept aside to choose a network's epoch; never a test patient."""
+    """Part of the training patients kept aside to choose a network's epoch; never a test patient. 0: none, and
+    each network learns from all of them and is taken at its last epoch."""
     hidden_dim: int = 64
     """Width of the layer that each feature vector passes before pooling; 0 is no such layer."""
     attention_dim: int = 64
@@ -138,7 +139,13 @@ class TrainConfig:
         for name in _COUNTS:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{_flag(name)} {value}: must be at least 1.")
-        require(0 < self.val_fraction <= 0.5, f"--val-fraction {self.val_fraction}: above 0, at most 0.5.")
+        require(
+            0 <= self.val_fraction <= 0.5, f"--val-fraction {self.val_fraction}: at least 0, at most 0.5."
+        )
+        require(
+            self.val_fraction > 0 or self.grid is None,
+            "--val-fraction 0: --grid chooses by the loss of a validation part, and there would be none.",
+        )
         require(
             self.bag_size == "full" or self.bag_size >= 1, f"--bag-size {self.bag_size}: at least 1, or full."
         )

@@ -108,6 +108,8 @@ def _vals(
     """Return each member's validation bags: the labels' own, or parts of the training patients in turn."""
     if len(fold.val):
         return [fold.val] * config.members
+    if not config.val_fraction:
+        return [_NONE] * config.members
     parts = metrics.inner_parts(
         strata_N,
         cohort.labels.patient_ids,

@@ -143,7 +143,7 @@ def _train(
 
 def _say(config: TrainConfig, results: Sequence[FoldResult]) -> None:
     alone = [str(number) for number, each in enumerate(results) if None in each.fitted.val_losses]
-    if alone:
+    if alone and config.val_fraction:
         console.print(
             f"folds {manifest.some(alone)}: too few training patients to set a validation part aside; "
             f"the last of {config.epochs} epochs was taken.",
