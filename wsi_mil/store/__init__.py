@@ -15,10 +15,12 @@ from wsi_mil.store.layout import (
     model_folder,
     only_folder,
     patches_path,
+    predictions_folder,
 )
-from wsi_mil.store.models import model_digest, read_fold, write_fold
+from wsi_mil.store.models import model_digest, read_fold, read_metrics, write_fold
 from wsi_mil.store.opening import encoders_in, only_encoder, open_features
 from wsi_mil.store.packed import Packed, read_packed, write_packed
+from wsi_mil.store.predictions import Predictions, read_predictions, write_predictions
 from wsi_mil.store.problems import Problem
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 from wsi_mil.store.verify import Verification
@@ -33,6 +35,7 @@ __all__ = [
     "Heatmap",
     "Packed",
     "Patches",
+    "Predictions",
     "Problem",
     "Verification",
     "atomic_file",
@@ -51,12 +54,15 @@ __all__ = [
     "only_folder",
     "open_features",
     "patches_path",
+    "predictions_folder",
     "read_csv",
     "read_features",
     "read_fold",
     "read_heatmap",
     "read_packed",
+    "read_metrics",
     "read_patches",
+    "read_predictions",
     "read_stage",
     "same_record",
     "stage_record",
@@ -67,5 +73,6 @@ __all__ = [
     "write_heatmap",
     "write_packed",
     "write_patches",
+    "write_predictions",
     "write_text",
 ]
