@@ -5,7 +5,7 @@ It knows no cohort and writes nothing.
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -151,14 +151,14 @@ def predict_slide(features_ND: NDArray[Any], ensemble: Ensemble) -> SlidePredict
     """
     if not len(features_ND):
         raise FormatError("0 patches (no tissue was found): there is nothing to predict from.")
-    logits_KBC = torch.stack([fold.bag(features_ND).logits_BC.float().cpu() for fold in ensemble.folds])
-    if not bool(torch.isfinite(logits_KBC).all()):
+    logits = [fold.bag(features_ND).logits_BC.float().cpu() for fold in ensemble.folds]
+    if not all(bool(torch.isfinite(each).all()) for each in logits):
         raise FormatError("the model's answer is not a number; check its files with `wsi-mil verify`.")
-    prediction_KP = _predictions(ensemble, logits_KBC)
+    prediction_KP = _predictions(ensemble, logits)
     prediction_P = prediction_KP.mean(axis=0)
     calibrated_P = None
     if ensemble.temperature is not None:
-        calibrated_P = _predictions(ensemble, logits_KBC / ensemble.temperature).mean(axis=0)
+        calibrated_P = _predictions(ensemble, [each / ensemble.temperature for each in logits]).mean(axis=0)
     return SlidePrediction(
         prediction_P=prediction_P, calibrated_P=calibrated_P, std=_std(ensemble.task, prediction_KP)
     )
@@ -190,10 +190,10 @@ def _fold_paths(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def _predictions(ensemble: Ensemble, logits_KBC: torch.Tensor) -> NDArray[np.float64]:
-    """Return each fold's prediction (K, P) of the one slide; units of a number are each fold's own."""
-    each = [fold.task.predict(logits)[0] for fold, logits in zip(ensemble.folds, logits_KBC, strict=True)]
-    return np.stack(each)
+def _predictions(ensemble: Ensemble, logits: Sequence[torch.Tensor]) -> NDArray[np.float64]:
+    """Return each fold's prediction (K, P) of one slide, from its logits (1, C); C is the fold's own."""
+    pairs = zip(ensemble.folds, logits, strict=True)
+    return np.concatenate([fold.task.predict(logits_BC) for fold, logits_BC in pairs])
 
 
 def _std(task: str, prediction_KP: NDArray[np.float64]) -> float | None:
