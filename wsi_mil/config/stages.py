@@ -164,17 +164,17 @@ class HeatmapConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Predict slides that a model has not seen, by the mean of its folds; score them where labels are given."""
+    """Predict new slides by the mean of a trained model's folds; score them where there are labels."""
 
     run: Path = field(metadata={"neutral": True})
-    """Run folder of the new slides; reads RUN/features, writes RUN/predictions/NAME (of the model's folder)."""
+    """Run folder of the new slides; reads RUN/features, writes RUN/predictions/NAME (that of --model)."""
     model: Path = field(metadata={"neutral": True})
-    """Folder of the trained model, such as OTHER_RUN/models/gated-attention; its encoder's features are read."""
+    """Folder of the trained model, such as OTHER/models/gated-attention; it says whose features are read."""
     labels: Path | None = neutral(None)
-    """CSV with slide_id, label (survival: time and event) and optionally patient_id, to score the predictions by.
+    """CSV with slide_id, label (survival: time and event) and optionally patient_id, to score predictions by.
     Slides that the model was trained on, and slides of its patients, are not scored."""
     label_level: Literal["patient", "slide"] | None = None
-    """Whether scores are over patients (the mean of their slides) or slides; default: as the model was trained."""
+    """Whether scores are over patients (the mean of their slides) or slides; default: as in training."""
     bootstrap: int = 2000
     """Bootstrap samples (of patients) behind each 95 % interval of a score."""
     seed: int = 0

@@ -1,7 +1,7 @@
 """Labels of slides that a model predicts: as the numbers of the model's own task and names.
 
-Comes in: labels. Goes out: targets to score predictions by. Here the model says which classes there are, so that
-labels of one class only, or without an event, are as good as others.
+Comes in: labels. Goes out: targets to score predictions by. Here the model says which classes there are, so
+that labels of one class only, or without an event, are as good as others.
 """
 
 from collections.abc import Sequence
@@ -39,6 +39,8 @@ def known_targets(labels: Labels, names: Sequence[str]) -> NDArray[Any]:
             f"{', '.join(names)}. Write them as the model does, or remove the rows."
         )
     if labels.task == "multilabel":
-        return np.array([[float(name in parts) for name in names] for parts in parts_N]).reshape(-1, len(names))
+        return np.array([[float(name in parts) for name in names] for parts in parts_N]).reshape(
+            -1, len(names)
+        )
     code_of = {name: code for code, name in enumerate(names)}
     return np.array([code_of[label] for label in labels.labels], np.int64)

@@ -1,7 +1,7 @@
 """A model's folder as one predictor: the mean of its folds, calibrated where it was classified.
 
-Comes in: RUN/models/<name>, and the features of a slide. Goes out: a prediction, and how far the folds are apart.
-It knows no cohort and writes nothing.
+Comes in: RUN/models/<name>, and the features of a slide. Goes out: a prediction, and how far the folds are
+apart. It knows no cohort and writes nothing.
 """
 
 import hashlib
@@ -41,8 +41,8 @@ class Ensemble:
     """The folds of a model and what is known of it.
 
     ``task`` is that of its metrics.json, ``unit`` what its scores are over. ``learnt`` are the slides that
-    some fold was trained or validated on, ``patients`` whose they are, where that is known. ``record`` tells it
-    from any other model.
+    some fold was trained or validated on, ``patients`` whose they are, where that is known. ``record`` tells
+    it from any other model.
     """
 
     folder: Path
@@ -112,8 +112,8 @@ def read_ensemble(folder: Path, device: torch.device | str = "cpu") -> Ensemble:
     for path, (_, head) in zip(paths, read, strict=True):
         if head.get("config_digest") != metrics.get("config_digest"):
             raise FormatError(
-                f"{path}: of another training than {folder / 'metrics.json'} (config_digest differs); copy the "
-                "folder again, whole, or train again."
+                f"{path}: of another training than {folder / 'metrics.json'} (config_digest differs); copy "
+                "the folder again, whole, or train again."
             )
     head = read[0][1]
     learnt = {r["slide_id"] for r in store.read_csv(folder / "splits.csv") if r["role"] != "test"}
@@ -184,8 +184,8 @@ def _fold_paths(folder: Path, metrics: Mapping[str, Any]) -> list[Path]:
     missing = [path.name for path in paths if not path.is_file()]
     if missing or not paths:
         raise FormatError(
-            f"{folder}: {', '.join(missing) or 'every fold'} of {len(paths)} folds is missing; the mean of the "
-            "others is another model. Copy the folder again, whole, or train again."
+            f"{folder}: {', '.join(missing) or 'every fold'} of {len(paths)} folds is missing; the mean of "
+            "the others is another model. Copy the folder again, whole, or train again."
         )
     return paths
 

@@ -1,7 +1,7 @@
 """How good predictions of new slides are, where their labels are known.
 
-Comes in: labels, and the rows of a table of predictions. Goes out: the text of metrics.json and scored.csv. Slides
-that the model has learnt from, or whose patient it has, are never scored.
+Comes in: labels, and the rows of a table of predictions. Goes out: the text of metrics.json and scored.csv.
+Slides that the model has learnt from, or whose patient it has, are never scored.
 """
 
 import csv
@@ -37,7 +37,9 @@ class Known:
         return Known(labels=self.labels.take(rows), targets=self.targets[list(rows)], unit=self.unit)
 
 
-def read_known(config: PredictConfig, ensemble: Ensemble, slide_ids: Sequence[str], where: Path | str) -> Known:
+def read_known(
+    config: PredictConfig, ensemble: Ensemble, slide_ids: Sequence[str], where: Path | str
+) -> Known:
     """Read the labels of ``config``; whether a slide has features, ``slide_ids`` (in ``where``) say.
 
     Raises:
@@ -69,8 +71,8 @@ def evaluate(
     if not kept:
         reasons = "; ".join(f"{slide_id}: {reason}" for slide_id, reason in list(left_out.items())[:3])
         raise LabelError(
-            f"{labels.path}: none of its {len(left_out)} slides can be scored ({reasons}). Scores of slides that "
-            "a model has learnt from say nothing; if they are other slides of the same names, rename them."
+            f"{labels.path}: none of its {len(left_out)} slides can be scored ({reasons}). Scores of slides "
+            "that a model has learnt from say nothing; rename slides that only share a name."
         )
     part = known.take(kept)
     units = _Units.of(ensemble, part, rows)
@@ -150,9 +152,7 @@ def _numbers(
     return np.array([[float(rows[slide_id][name]) for name in columns] for slide_id in slide_ids])
 
 
-def _left_out(
-    ensemble: Ensemble, known: Known, rows: Mapping[str, Mapping[str, str]]
-) -> dict[str, str]:
+def _left_out(ensemble: Ensemble, known: Known, rows: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """Return the labelled slides that cannot be scored, with the reason."""
     labels, reasons = known.labels, {}
     for slide_id, patient in zip(labels.slide_ids, labels.patient_ids, strict=True):

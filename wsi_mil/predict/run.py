@@ -1,7 +1,7 @@
 """Walk a run's slides and write RUN/predictions/<name>: what a model trained elsewhere says of each.
 
-Comes in: stored features, a model's folder and, to score by, labels. Goes out: predictions.csv with its record, and
-metrics.json. One slide's failure is its own.
+Comes in: stored features, a model and, to score by, labels. Goes out: predictions.csv with its record,
+and metrics.json. One slide's failure is its own.
 """
 
 import json
@@ -34,7 +34,8 @@ def run(config: PredictConfig) -> StageResult:
 
     Raises:
         ConfigError: no model, no features of its encoder, or a setting that cannot be.
-        FormatError: the model is damaged, or of an earlier version. LabelError: the labels are not the model's.
+        FormatError: the model is damaged, or of an earlier version.
+        LabelError: the labels are wrong in themselves, or not the model's.
         StaleOutputError: RUN/predictions/NAME was made by another model, or its scores by other labels.
     """
     with store.stage_record(config.run, "predict", config) as notes:
@@ -153,7 +154,8 @@ class _Work:
             return
         if (self.folder / "metrics.json").exists() and self.config.labels is None:
             console.print(
-                f"{self.folder / 'metrics.json'}: was of fewer slides and is removed; score again with --labels.",
+                f"{self.folder / 'metrics.json'}: was of fewer slides and is removed; "
+                "score again with --labels.",
                 markup=False,
             )
         store.write_predictions(self.folder, self.predictions)
@@ -181,17 +183,18 @@ def _say(ensemble: Ensemble, slide_ids: Sequence[str]) -> None:
     learnt = [each for each in slide_ids if each in ensemble.learnt]
     if learnt:
         console.print(
-            f"[bold red]{len(learnt)} slides are among those that the model was trained on[/bold red] ", end=""
+            f"[bold red]{len(learnt)} slides are among those that the model was trained on[/bold red] ",
+            end="",
         )
         console.print(
-            f"({manifest.some(learnt)}), by their ids in {ensemble.folder / 'splits.csv'}: what it says of them "
-            "is no evidence of what it says of new slides. They are marked in the column trained_on.",
+            f"({manifest.some(learnt)}), by their ids in {ensemble.folder / 'splits.csv'}: what it says of "
+            "them is no evidence of what it says of new slides. They are marked in the column trained_on.",
             markup=False,
         )
     if ensemble.merged:
         console.print(
-            "The model was trained on bags of all slides of a patient; here slides are predicted one by one, and "
-            "a patient is the mean of its slides.",
+            "The model was trained on bags of all slides of a patient; here slides are predicted one by one, "
+            "and a patient is the mean of its slides.",
             markup=False,
         )
 

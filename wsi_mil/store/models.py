@@ -99,4 +99,6 @@ def _check_version(path: Path, says: Mapping[str, Any], kind: str) -> None:
             f"{path}: format version {version}, this program knows {FORMAT_VERSION}; update wsi-mil."
         )
     if found != kind or version != str(FORMAT_VERSION):
-        raise FormatError(f"{path}: says it is {found!r} version {version}; wanted {kind!r} {FORMAT_VERSION}.")
+        raise FormatError(
+            f"{path}: says it is {found!r} version {version}; wanted {kind!r} {FORMAT_VERSION}."
+        )

@@ -37,7 +37,7 @@ class Predictions:
 
 
 def write_predictions(folder: Path, predictions: Predictions, more: Mapping[str, str] | None = None) -> None:
-    """Write the folder, whole, in place of an older one; ``more`` are further files of text by their names."""
+    """Write the folder, whole, in place of an older one; ``more`` are further text files by their names."""
     with atomic_folder(folder) as temporary:
         rows = [predictions.rows[slide_id] for slide_id in sorted(predictions.rows)]
         write_csv(temporary / _TABLE, predictions.columns, rows)
@@ -96,4 +96,6 @@ def table_checksum(folder: Path) -> str:
 def _check_format(path: Path, content: Mapping[str, Any]) -> None:
     found, version = content["format"], content["format_version"]
     if found != _FORMAT or version != FORMAT_VERSION:
-        raise FormatError(f"{path}: says it is {found!r} version {version}; wanted {_FORMAT!r} {FORMAT_VERSION}")
+        raise FormatError(
+            f"{path}: says it is {found!r} version {version}; wanted {_FORMAT!r} {FORMAT_VERSION}"
+        )

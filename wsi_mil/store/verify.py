@@ -32,8 +32,8 @@ _STAGES = ("tile", "import", "embed", "train", "heatmap", "predict", "report")
 class Verification:
     """The checks of a run: ``checks`` is what to call, in this order; ``problems`` what they have found.
 
-    ``files`` are what is checked: files, folders of packed bags, models, heatmaps and predictions, groups of a
-    zarr store.
+    ``files`` are what is checked: files, folders of packed bags, models, heatmaps and predictions, groups of
+    a zarr store.
     """
 
     run: Path

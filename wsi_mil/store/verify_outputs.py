@@ -73,7 +73,9 @@ def check_predictions(folder: Path) -> list[Problem]:
         found = read_predictions(folder)
     except FormatError as error:
         path = folder / "predict.json"
-        return [Problem(file=str(path), kind="unreadable", detail=str(error), command="predict", removable=folder)]
+        return [
+            Problem(file=str(path), kind="unreadable", detail=str(error), command="predict", removable=folder)
+        ]
     bad = [slide_id for slide_id, row in found.rows.items() if not _finite(row)]
     path = folder / "predictions.csv"
     problems = []
@@ -94,7 +96,9 @@ def _finite(row: Mapping[str, str]) -> bool:
     """Tell whether the numbers of a row of predictions are numbers; a single fold has no spread."""
     words = ("slide_id", "predicted", "trained_on")
     try:
-        return all(np.isfinite(float(v)) for name, v in row.items() if name not in words and (name, v) != ("std", ""))
+        return all(
+            np.isfinite(float(v)) for name, v in row.items() if name not in words and (name, v) != ("std", "")
+        )
     except (TypeError, ValueError):
         return False
 
