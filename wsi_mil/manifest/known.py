@@ -1,7 +1,7 @@
-"""Labels of slides that a model predicts: as the numbers of the model's own task and names.
+"""Labels and predictions: as the numbers of a model's own task and names, and back in words.
 
-Comes in: labels. Goes out: targets to score predictions by. Here the model says which classes there are, so
-that labels of one class only, or without an event, are as good as others.
+Comes in: labels, or predictions. Goes out: targets to score predictions by, or words. Here the model says which
+classes there are, so that labels of one class only, or without an event, are as good as others.
 """
 
 from collections.abc import Sequence
@@ -44,3 +44,16 @@ def known_targets(labels: Labels, names: Sequence[str]) -> NDArray[Any]:
         )
     code_of = {name: code for code, name in enumerate(names)}
     return np.array([code_of[label] for label in labels.labels], np.int64)
+
+
+def in_words(task: str, names: Sequence[str], prediction_P: Sequence[float] | NDArray[np.float64]) -> str:
+    """Return a prediction as its label would say it: a class, labels joined by ';' or 'none', a number.
+
+    A risk has no such words: ''.
+    """
+    if task == "multilabel":
+        held = [name for name, p in zip(names, prediction_P, strict=True) if p > 0.5]
+        return ";".join(held) or values.NO_LABEL
+    if task == "regression":
+        return f"{prediction_P[0]:.6g}"
+    return "" if task == "survival" else names[int(np.argmax(prediction_P))]

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_mil import models, store
+from wsi_mil import manifest, models, store
 from wsi_mil.errors import ConfigError, FormatError
 from wsi_mil.models import MilModel
 
@@ -86,7 +86,7 @@ class Ensemble:
         calibrated = () if said.calibrated_P is None else said.calibrated_P
         fields = (
             slide_id,
-            words(self.task, self.names, said.prediction_P),
+            manifest.in_words(self.task, self.names, said.prediction_P),
             *(number(value) for value in (*said.prediction_P, *calibrated)),
             "" if said.std is None else number(said.std),
             str(len(self.folds)),
@@ -162,15 +162,6 @@ def predict_slide(features_ND: NDArray[Any], ensemble: Ensemble) -> SlidePredict
     return SlidePrediction(
         prediction_P=prediction_P, calibrated_P=calibrated_P, std=_std(ensemble.task, prediction_KP)
     )
-
-
-def words(task: str, names: tuple[str, ...], prediction_P: NDArray[np.float64]) -> str:
-    """Return a prediction in the words of a label; a risk has none."""
-    if task == "multilabel":
-        return ";".join(n for n, p in zip(names, prediction_P, strict=True) if p > 0.5) or "none"
-    if task == "regression":
-        return number(float(prediction_P[0]))
-    return "" if task == "survival" else names[int(prediction_P.argmax())]
 
 
 def number(value: float) -> str:

@@ -19,7 +19,7 @@ from wsi_mil import config as configs
 from wsi_mil import manifest, metrics, store
 from wsi_mil.config import PredictConfig
 from wsi_mil.errors import LabelError
-from wsi_mil.predict.ensemble import CLASSES, Ensemble, number, words
+from wsi_mil.predict.ensemble import CLASSES, Ensemble, number
 
 _CALIBRATION = ("brier", "ece", "log_loss")
 
@@ -142,7 +142,9 @@ class _Units:
             said = self.prediction_NP[k]
             more = self.slides[k] if part.unit == "patient" else self.patients[k]
             label = part.labels.labels[self.first[k]]
-            writer.writerow([name, more, label, words(ensemble.task, names, said), *map(number, said)])
+            writer.writerow(
+                [name, more, label, manifest.in_words(ensemble.task, names, said), *map(number, said)]
+            )
         return buffer.getvalue()
 
 

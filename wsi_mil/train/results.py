@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil import metrics, models, store
+from wsi_mil import manifest, metrics, models, store
 from wsi_mil.config import TrainConfig
 from wsi_mil.train import figures, tensorboard
 from wsi_mil.train.bags import Cohort
@@ -141,19 +141,9 @@ def _prediction_rows(
                     "slide_id": slide_id,
                     "patient_id": cohort.labels.patient_ids[b],
                     "label": cohort.labels.labels[b],
-                    "predicted": _predicted(cohort, prediction_P),
+                    "predicted": manifest.in_words(_task(cohort), cohort.targets.names, prediction_P),
                 } | said
     return [rows[key] for key in sorted(rows)]
-
-
-def _predicted(cohort: Cohort, prediction_P: NDArray[np.float64]) -> str:
-    """Return the prediction in the words of the label; a risk has none."""
-    names, task = cohort.targets.names, cohort.targets.task
-    if task == "multilabel":
-        return ";".join(n for n, p in zip(names, prediction_P, strict=True) if p > 0.5) or "none"
-    if task == "regression":
-        return f"{prediction_P[0]:.6g}"
-    return "" if task == "survival" else names[int(prediction_P.argmax())]
 
 
 def _history_rows(results: Sequence[FoldResult]) -> list[dict[str, object]]:
