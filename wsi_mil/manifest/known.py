@@ -1,7 +1,7 @@
 """Labels and predictions: as the numbers of a model's own task and names, and back in words.
 
-Comes in: labels, or predictions. Goes out: targets to score predictions by, or words. Here the model says which
-classes there are, so that labels of one class only, or without an event, are as good as others.
+Comes in: labels, or predictions. Goes out: targets to score predictions by, or words. Here the model says
+which classes there are, so that labels of one class only, or without an event, are as good as others.
 """
 
 from collections.abc import Sequence

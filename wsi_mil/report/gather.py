@@ -233,6 +233,8 @@ def _check_scores(scores: Mapping[str, Any]) -> None:
         _require_keys(each, ("value", "low", "high"), f"scores.{name}")
     for each in scores["left_out"]:
         _require_keys(each, ("slide_id", "reason"), "left_out")
+    if "null" in scores:
+        _require_keys(scores["null"], ("permutations", "p"), "null")
 
 
 def _read_model(folder: Path) -> Model:
