@@ -175,6 +175,18 @@ def test_slides_come_most_wrong_first_and_those_untested_last(run):
     assert "4 slides predicted, 2 of them wrongly" in html
 
 
+def test_the_leading_score_comes_first_and_all_are_in_a_table(run):
+    path = store.model_folder(run, "gated-attention") / "metrics.json"
+    content = json.loads(path.read_text())
+    scores = {name: {"value": k / 8, "low": None, "high": None} for k, name in enumerate("abcdef")}
+    store.write_text(path, json.dumps(content | {"scores": scores, "leading": "e"}))
+    html = page_of(run) and (run / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'class="score"><span>(\w)</span><b>(\d\.\d+)', html) == [
+        ("e", "0.500"), ("a", "0.000"), ("b", "0.125"), ("c", "0.250"),
+    ]  # fmt: skip
+    assert re.findall(r'<tr><td>(\w)</td><td class="n">0\.', html) == list("abcdef")
+
+
 def test_scores_and_counts_are_on_the_page(run):
     text = page_of(run).text
     assert "AUROC 0.750 95 % interval 0.500 to 1.000" in text

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
@@ -31,7 +31,8 @@ def write_fold(path: Path, tensors: dict[str, NDArray[np.float32]], head: dict[s
         "format_version": str(FORMAT_VERSION),
         "head": json.dumps(head, sort_keys=True),
     }
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata)
+    # Not save_file: it makes files that only their owner may read, whatever the umask says.
+    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata))
 
 
 def read_fold(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:

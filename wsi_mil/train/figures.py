@@ -175,7 +175,13 @@ def calibration(shown: Shown) -> bytes:
             axes.plot(found.predicted_K, found.observed_K, label=f"{words}: ECE {error:.3f}", **style)
             size = 20 + 140 * found.count_K / found.count_K.max()
             axes.scatter(
-                found.predicted_K, found.observed_K, s=size, color=style["color"], alpha=0.75, zorder=3
+                found.predicted_K,
+                found.observed_K,
+                s=size,
+                color=style["color"],
+                alpha=0.75,
+                zorder=3,
+                clip_on=False,
             )
         two = len(shown.names) == 2
         claim = f"probability of {_short(shown.names[1])}" if two else "probability of the predicted class"
@@ -277,6 +283,7 @@ def null_distribution(name: str, value: float, values: Sequence[float], p: float
         axes.set_xlabel(name, fontsize=9)
         axes.set_ylabel("trainings", fontsize=9)
         axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend
         axes.legend(fontsize=8, frameon=False)
         axes.set_title(f"what chance would give: p = {p:.3g}", fontsize=9)
 
