@@ -23,7 +23,7 @@ HOMES = {
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "tyro": {"cli"},
     "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
     "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},
-    "tomli_w": {"config"}, "tomllib": {"config"},
+    "tomli_w": {"config"}, "tomllib": {"config"}, "tensorboard": {"train"},
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wsi_mil import metrics, report, store
+from wsi_mil import manifest, report, store
 from wsi_mil.config import EmbedConfig, HeatmapConfig, ReportConfig, TileConfig, TrainConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.geometry import PatchGeometry, grid_l0
@@ -86,22 +86,34 @@ def add_tiled(run, ids, n=4):
     add_stage(run, "tile", [{"slide_id": each, "status": "done", "patches": n} for each in ids])
 
 
-def add_model(run, rows, name="gated-attention", unit="patient", classes=CLASSES, **changes):
-    """``rows``: (slide_id, patient, label, probability of each class)."""
+def add_model(
+    run, rows, name="gated-attention", unit="patient", classes=CLASSES, task="classification", **changes
+):
+    """``rows``: (slide_id, patient, label, probability of each class, or value); a repeat may come after."""
     folder = store.model_folder(run, name)
     folder.mkdir(parents=True)
-    columns = ("slide_id", "patient_id", "label", "fold", "predicted", *(f"probability_{c}" for c in classes))
+    values = [f"probability_{c}" for c in classes] if task in gather.CLASSES else list(classes)
+    columns = ("repeat", "fold", "slide_id", "patient_id", "label", "predicted", *values)
     table = [
-        dict(zip(columns, (slide, patient, label, i % 2, classes[int(np.argmax(p))], *p), strict=True))
+        dict(
+            zip(
+                columns,
+                (0, i % 2, slide, patient, label, manifest.in_words(task, classes, p), *p),
+                strict=True,
+            )
+        )
         for i, (slide, patient, label, p) in enumerate(rows)
     ]
     store.write_csv(folder / "predictions.csv", columns, table)
     score = {"value": 0.75, "low": 0.5, "high": 1.0}
-    fold = {"fold": 0, "n_test_patients": 1, "n_test_slides": 2, "auroc": None, "balanced_accuracy": 0.5}
+    fold = {
+        "fold": 0, "repeat": 0, "n_test_patients": 1, "n_test_slides": 2, "auroc": None, "epochs": [3, 4],
+    }  # fmt: skip
     content = {
-        "format": "wsi-mil metrics", "format_version": 1, "classes": classes, "unit": unit,
+        "format": "wsi-mil metrics", "format_version": 2, "task": task, "names": classes, "unit": unit,
         "positive": classes[1] if len(classes) == 2 else None, "n_slides": len(rows),
-        "n_patients": len({row[1] for row in rows}), "auroc": score, "balanced_accuracy": score,
+        "n_patients": len({row[1] for row in rows}), "leading": "auroc",
+        "scores": {"auroc": score, "balanced_accuracy": score}, "repeats": 1, "spread": {"auroc": [0.75]},
         "interval": "95 % percentile bootstrap over patients", "bootstrap": 2000, "split": "kfold",
         "folds": [fold], "left_out": [], "identity": {"encoder": "net", "mpp": 0.5, "patch_px": 256},
         "config_digest": "c", "features_digest": "f", "labels_digest": "l",
@@ -160,7 +172,19 @@ def test_slides_come_most_wrong_first_and_those_untested_last(run):
     html = (run / "report.html").read_text(encoding="utf-8")
     # 1 - probability of the label: worst 0.95, unsure 0.6, fine 0.3, right 0.1
     assert headings(html) == ["worst", "unsure", "fine", "right", "untested"]
-    assert "4 slides tested, 2 of them predicted wrongly" in html
+    assert "4 slides predicted, 2 of them wrongly" in html
+
+
+def test_the_leading_score_comes_first_and_all_are_in_a_table(run):
+    path = store.model_folder(run, "gated-attention") / "metrics.json"
+    content = json.loads(path.read_text())
+    scores = {name: {"value": k / 8, "low": None, "high": None} for k, name in enumerate("abcdef")}
+    store.write_text(path, json.dumps(content | {"scores": scores, "leading": "e"}))
+    html = page_of(run) and (run / "report.html").read_text(encoding="utf-8")
+    assert re.findall(r'class="score"><span>(\w)</span><b>(\d\.\d+)', html) == [
+        ("e", "0.500"), ("a", "0.000"), ("b", "0.125"), ("c", "0.250"),
+    ]  # fmt: skip
+    assert re.findall(r'<tr><td>(\w)</td><td class="n">0\.', html) == list("abcdef")
 
 
 def test_scores_and_counts_are_on_the_page(run):
@@ -169,7 +193,7 @@ def test_scores_and_counts_are_on_the_page(run):
     assert "label predicted normal predicted tumor normal 1 1 tumor 1 1" in text
     assert "tile done 5 0 0" in text
     assert "Nothing failed" in text
-    assert "undefined" in text, "a fold that tests one class has no AUROC"
+    assert "0 1 2 undefined 3, 4" in text, "a fold that tests one class has no AUROC"
 
 
 def test_the_table_gives_the_probability_of_the_positive_class(run):
@@ -221,7 +245,7 @@ def test_a_run_that_was_only_tiled(tmp_path):
     text = page_of(tmp_path / "run").text
     assert "No model has been trained in this run yet" in text
     assert text.count("has not run") == 3
-    assert text.count("not tested by a model") == 2
+    assert text.count("not predicted by a model") == 2
 
 
 def test_a_folder_in_which_nothing_has_run_is_refused(tmp_path):
@@ -262,7 +286,7 @@ def test_a_record_that_cannot_be_read_does_not_cost_the_page(run, file, content,
     assert len(page.all("article")) == 1 + 5, "one model, and every slide as before"
 
 
-@pytest.mark.parametrize("part", ["folds", "identity", "left_out", "auroc"])
+@pytest.mark.parametrize("part", ["folds", "identity", "left_out", "scores"])
 def test_scores_that_lack_a_part_are_refused_by_name(run, part):
     path = store.model_folder(run, "gated-attention") / "metrics.json"
     content = json.loads(path.read_text())
@@ -308,7 +332,7 @@ def test_what_cannot_be_read_is_a_remark(run):
     (broken / "metrics.json").write_text("{}")
     newer = store.model_folder(run, "newer")
     newer.mkdir()
-    (newer / "metrics.json").write_text('{"format": "wsi-mil metrics", "format_version": 2}')
+    (newer / "metrics.json").write_text('{"format": "wsi-mil metrics", "format_version": 3}')
     result = report.run(ReportConfig(run=run))
     assert not result.failed
     remarks = {each.slide_id: each.facts["reason"] for each in result.outcomes if each.facts}
@@ -316,8 +340,8 @@ def test_what_cannot_be_read_is_a_remark(run):
     assert "the picture of tissue and patches cannot be read" in remarks.pop("fine")
     assert not remarks
     text = page_of(run).text
-    assert "cannot be read as a model (no 'format')" in text
-    assert "says it is 'wsi-mil metrics' version 2" in text
+    assert "says it is None version None; wanted 'wsi-mil metrics' 2" in text
+    assert "format version 3, this program knows 2; update wsi-mil" in text
     assert "AUROC 0.750" in text
 
 
@@ -335,46 +359,138 @@ def test_a_heatmap_of_an_earlier_model_is_said_to_be_one(tmp_path):
 def test_several_models_each_have_scores_and_verdicts(run):
     add_model(run, [(*row[:3], row[3][::-1]) for row in ROWS], name="mean", unit="slide")
     page = page_of(run)
-    assert page.text.count("balanced accuracy 0.750") == 2
-    assert len(page.all("polyline")) == 2
+    assert page.text.count("balanced accuracy 0.750 95 % interval") == 2
     # p(label) of the two models are p and 1 - p: every mean error is a half, and ids decide
     html = (run / "report.html").read_text(encoding="utf-8")
     assert headings(html) == ["fine", "right", "unsure", "worst", "untested"]
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_area_under_the_curve_is_the_auroc(seed):
-    rng = np.random.default_rng(seed)
-    codes = rng.permutation(np.arange(40) % 2)
-    score = np.round(rng.random(40), 1)  # many ties
-    points = figures.roc(codes == 1, score)
-    area = np.trapezoid(points[:, 1], points[:, 0])
-    assert area == pytest.approx(metrics.auroc(codes, np.column_stack([1 - score, score])))
-    assert points[0].tolist() == [0, 0]
-    assert points[-1].tolist() == [1, 1]
-    assert (np.diff(points, axis=0) >= 0).all()
-
-
-def test_curves_are_over_patients_where_the_scores_are(tmp_path):
+def test_counts_are_over_patients_where_the_scores_are(tmp_path):
     rows = [
-        ("a", "1", "tumor", (0.1, 0.9)), ("b", "1", "tumor", (0.9, 0.1)),  # mean 0.5
+        ("a", "1", "tumor", (0.1, 0.9)), ("b", "1", "tumor", (0.8, 0.2)),  # mean 0.55
         ("c", "2", "normal", (0.6, 0.4)), ("d", "3", "normal", (0.7, 0.3)),
     ]  # fmt: skip
     for unit in ("patient", "slide"):
         add_model(tmp_path, rows, name=unit, unit=unit)
     for model in gather.read_models(tmp_path):
-        shown = figures.outcomes(model)
-        expected = {"patient": (1.0, 3), "slide": (0.5, 4)}[model.name]
-        assert (shown.curves[0].area, np.sum(shown.confusion)) == expected
+        counts = figures.confusion(model).counts
+        assert counts == {"patient": [[2, 0], [0, 1]], "slide": [[2, 0], [1, 1]]}[model.name]
 
 
-def test_more_classes_have_a_curve_each(tmp_path):
-    classes = ["a", "b", "c"]
-    rows = [(f"s{i}", str(i), classes[i % 3], tuple(np.roll([0.8, 0.1, 0.1], i % 3))) for i in range(6)]
-    add_model(tmp_path, rows, classes=classes)
-    shown = figures.outcomes(gather.read_models(tmp_path)[0])
-    assert [(each.name, each.area) for each in shown.curves] == [("a", 1), ("b", 1), ("c", 1)]
-    assert shown.confusion == np.diag([2, 2, 2]).tolist()
+def png(path, size=(40, 30)):
+    Image.new("RGB", size, "blue").save(path)
+
+
+def test_figures_of_a_model_are_on_the_page(run):
+    folder = store.model_folder(run, "gated-attention")
+    png(folder / "roc.png")
+    png(folder / "losses.png")
+    page = page_of(run)
+    shown = [each for each in page.all("img") if each["src"].startswith("data:image/png;base64,")]
+    assert [each["alt"] for each in shown] == [
+        "ROC of gated-attention",
+        "losses while training of gated-attention",
+    ]
+    assert (shown[0]["width"], shown[0]["height"]) == ("40", "30")
+    assert "models/gated-attention/roc.png" in [each["href"] for each in page.all("a")]
+    (folder / "roc.png").write_bytes((folder / "roc.png").read_bytes()[:60])
+    assert "roc.png cannot be read" in page_of(run).text
+
+
+def test_several_repeats_are_their_mean(tmp_path):
+    folder = store.model_folder(tmp_path, "gated-attention")
+    add_tiled(tmp_path, ["a", "b"])
+    rows = [("a", "1", "tumor", (0.1, 0.9)), ("b", "2", "normal", (0.3, 0.7))]
+    add_model(tmp_path, rows, repeats=2, spread={"auroc": [0.5, 1.0]}, null={"permutations": 9, "p": 0.1})
+    with (folder / "predictions.csv").open("a") as file:
+        file.write("1,2,a,1,tumor,normal,0.6,0.4\n1,3,b,2,normal,normal,0.8,0.2\n")
+    verdicts = gather.read_models(tmp_path)[0].verdicts
+    assert verdicts["a"].probabilities == pytest.approx({"normal": 0.35, "tumor": 0.65})
+    assert (verdicts["a"].folds, verdicts["a"].predicted, verdicts["a"].wrong) == ("0, 2", "tumor", False)
+    assert verdicts["b"].predicted == "normal"
+    text = page_of(tmp_path).text
+    assert "AUROC of the repeats alone: 0.500, 1.000" in text
+    assert "With shuffled labels (9 times) p = 0.1" in text
+    assert "scored in every repeat" in text
+
+
+SCORE = {"value": 0.5, "low": None, "high": None}
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "rows", "order", "words"),
+    [
+        (
+            "multilabel", ["a", "b"],
+            [("x", "1", "a;b", (0.9, 0.1)), ("y", "2", "none", (0.2, 0.3)), ("z", "3", "b", (0.1, 0.9))],
+            ["x", "y", "z"], ["label a;b predicted a", "label none predicted none", "1 of them wrongly"],
+        ),
+        (
+            "regression", ["value"],
+            [("x", "1", "10", (12.0,)), ("y", "2", "20", (10.0,)), ("z", "3", "5", (5.0,))],
+            ["y", "x", "z"], ["label 20 predicted 10", "0 of them wrongly"],
+        ),
+        (
+            "survival", ["risk"],
+            [("y", "1", "12 event", (0.25,)), ("x", "2", "9 censored", (-1.5,))],
+            ["x", "y"], ["label 12 event risk 0.25", "label 9 censored risk -1.5", "2 slides predicted."],
+        ),
+        (
+            "ordinal", ["low", "mid", "high"],
+            [("x", "1", "low", (0.2, 0.3, 0.5)), ("y", "2", "mid", (0.1, 0.8, 0.1))],
+            ["x", "y"], ["predicted low predicted mid predicted high low 0 0 1 mid 0 1 0"],
+        ),
+    ],
+)  # fmt: skip
+def test_every_task_has_a_page(tmp_path, task, names, rows, order, words):
+    add_tiled(tmp_path, [row[0] for row in rows])
+    add_model(
+        tmp_path, rows, classes=names, task=task, positive=None, leading="main", scores={"main": SCORE},
+        unit="slide",
+    )  # fmt: skip
+    text = page_of(tmp_path).text
+    assert headings((tmp_path / "report.html").read_text(encoding="utf-8")) == order
+    assert "main 0.500" in text
+    for each in words:
+        assert each in text
+
+
+def test_predictions_of_a_model_of_another_run_are_shown(tmp_path):
+    add_tiled(tmp_path, ["a", "b"])
+    columns = ("slide_id", "predicted", "probability_normal", "probability_tumor", "folds", "trained_on")
+    rows = {
+        "a": dict(zip(columns, ("a", "tumor", "0.1", "0.9", "3", "yes"), strict=True)),
+        "b": dict(zip(columns, ("b", "normal", "0.8", "0.2", "3", "no"), strict=True)),
+    }
+    predictions = store.Predictions(
+        record={"model": "m"}, facts={"task": "classification", "names": CLASSES}, columns=columns, rows=rows,
+        features={"a": "1", "b": "2"},
+    )  # fmt: skip
+    folder = store.predictions_folder(tmp_path, "m")
+    store.write_predictions(folder, predictions)
+    text = page_of(tmp_path).text
+    assert "m, trained in another run 2 slides predicted, none scored" in text
+    assert "predicted tumor 0.90 mean of 3 folds the model was trained on this slide" in text
+    scores = {
+        "format": "wsi-mil metrics", "format_version": 2, "task": "classification", "names": CLASSES,
+        "scores": {"auroc": SCORE}, "leading": "auroc", "positive": "tumor", "unit": "slide", "n_slides": 2,
+        "n_patients": 2, "interval": "of some kind", "bootstrap": 100,
+        "left_out": [{"slide_id": "c", "reason": "no prediction"}],
+    }  # fmt: skip
+    store.write_predictions(folder, predictions, {"metrics.json": json.dumps(scores)})
+    text = page_of(tmp_path).text
+    assert "every scored slide is new to it: it is predicted by the mean of the folds" in text
+    assert "c scores of (m, trained in another run) no prediction" in text
+    (folder / "predict.json").write_text("{}")
+    assert "cannot be read as predictions" in page_of(tmp_path).text
+
+
+def test_a_model_of_an_earlier_version_says_what_to_do(run):
+    path = store.model_folder(run, "gated-attention") / "metrics.json"
+    path.write_text(path.read_text().replace('"format_version": 2', '"format_version": 1'))
+    text = page_of(run).text
+    assert "format version 1, made by an earlier version of wsi-mil" in text
+    assert "Train the model again" in text
 
 
 @pytest.mark.parametrize("budget", [60_000, 15_000, 100])

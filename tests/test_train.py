@@ -112,8 +112,9 @@ def test_learns_what_can_be_learnt(trained):
     assert metrics["split"] == "kfold"
     assert len(metrics["folds"]) == 3
     assert sorted(each.name for each in result.output.iterdir()) == [
-        "config.toml", "fold_0.safetensors", "fold_1.safetensors", "fold_2.safetensors", "history.csv",
-        "metrics.json", "predictions.csv", "splits.csv",
+        "calibration.png", "config.toml", "fold_0.safetensors", "fold_1.safetensors", "fold_2.safetensors",
+        "history.csv", "losses.png", "metrics.json", "pr.png", "predictions.csv", "roc.png", "splits.csv",
+        "tensorboard",
     ]  # fmt: skip
 
 
@@ -181,7 +182,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_does_not(trained, copy):
     state = torch.get_rng_state()
     again = train.run(config(copy))
     assert torch.equal(torch.get_rng_state(), state)
-    for name in ("metrics.json", "predictions.csv", "splits.csv"):
+    for name in ("metrics.json", "predictions.csv", "splits.csv", "roc.png", "losses.png"):
         assert (again.output / name).read_bytes() == (trained[1].output / name).read_bytes()
     other = train.run(config(copy, seed=1, name="other"))
     assert (other.output / "predictions.csv").read_bytes() != (again.output / "predictions.csv").read_bytes()

@@ -49,6 +49,9 @@ a first run:
   wsi-mil heatmap --run RUN
   wsi-mil report  --run RUN
 
+new slides, by a model that was trained:
+  wsi-mil predict --run NEW --model RUN/models/NAME
+
 from another tool's files, and back:
   wsi-mil import  --from clam DIR --run RUN
   wsi-mil export  --to clam --run RUN --output DIR

@@ -163,6 +163,33 @@ class HeatmapConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Predict new slides by the mean of a trained model's folds; score them where there are labels."""
+
+    run: Path = field(metadata={"neutral": True})
+    """Run folder of the new slides; reads RUN/features, writes RUN/predictions/NAME (that of --model)."""
+    model: Path = field(metadata={"neutral": True})
+    """Folder of the trained model, such as OTHER/models/gated-attention; it says whose features are read."""
+    labels: Path | None = neutral(None)
+    """CSV with slide_id, label (survival: time and event) and optionally patient_id, to score predictions by.
+    Slides that the model was trained on, and slides of its patients, are not scored."""
+    label_level: Literal["patient", "slide"] | None = None
+    """Whether scores are over patients (the mean of their slides) or slides; default: as in training."""
+    bootstrap: int = 2000
+    """Bootstrap samples (of patients) behind each 95 % interval of a score."""
+    seed: int = 0
+    """Seed of the bootstrap."""
+    device: str = neutral("auto")
+    """auto (CUDA, else Apple's MPS, else the CPU), cpu, cuda, cuda:1, ..."""
+    overwrite: bool = neutral(False)
+    """Predict again what another model, other features or other labels made, instead of stopping."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; raise ConfigError in the flag's own words."""
+        require(self.bootstrap >= 100, f"--bootstrap {self.bootstrap}: at least 100 samples.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportConfig:
     """Write RUN/report.html: one self-contained page with scores, previews, heatmaps and what failed."""
 

@@ -1,5 +1,6 @@
 """Tables that people write, slides.csv and labels.csv: checked, and all that is wrong said at once."""
 
+from wsi_mil.manifest.known import in_words, known_targets
 from wsi_mil.manifest.labels import Labels, Match, check_splits, match, read_labels
 from wsi_mil.manifest.patients import by_patient, check_patients, group_remark
 from wsi_mil.manifest.slides import Found, SlideEntry, find_remote_slides, find_slides, read_manifest
@@ -18,6 +19,8 @@ __all__ = [
     "find_remote_slides",
     "find_slides",
     "group_remark",
+    "in_words",
+    "known_targets",
     "make_targets",
     "match",
     "read_labels",

@@ -6,6 +6,7 @@ of row indices. It knows no file and no model.
 
 from wsi_mil.metrics.arrays import Floats, Indices, Task
 from wsi_mil.metrics.balance import kinds, strata
+from wsi_mil.metrics.bands import kaplan_meier, pr_band, reliability_band
 from wsi_mil.metrics.bootstrap import Interval, by_patient, permutation_p, with_intervals
 from wsi_mil.metrics.calibration import (
     Reliability,
@@ -70,6 +71,7 @@ __all__ = [
     "grade_error",
     "grade_spearman",
     "inner_parts",
+    "kaplan_meier",
     "kappa",
     "kinds",
     "label_aurocs",
@@ -82,12 +84,14 @@ __all__ = [
     "patient_folds",
     "pearson",
     "permutation_p",
+    "pr_band",
     "pr_points",
     "precision",
     "probabilities",
     "r2",
     "recall",
     "reliability",
+    "reliability_band",
     "rmse",
     "roc_band",
     "roc_points",

@@ -1,6 +1,6 @@
-"""What the page shows besides words: ROC curves, confusion counts, and pictures small enough to embed.
+"""What the page shows besides words: confusion counts, figures, and pictures small enough to embed.
 
-Comes in: predictions and JPEG files. Goes out: numbers and data URIs. It writes no HTML.
+Comes in: predictions and picture files. Goes out: numbers and data URIs. It writes no HTML.
 """
 
 import base64
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from wsi_mil import metrics
@@ -33,61 +32,45 @@ class Picture:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Curve:
-    """A ROC curve: ``points`` (P, 2) of (false, true) positive rate from (0, 0) to (1, 1), and its area."""
+class Confusion:
+    """How many of ``unit`` have each label (row) and each predicted class (column)."""
 
-    name: str
-    points: NDArray[np.float64]
-    area: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcomes:
-    """What a model's figures show: curves, and counts ``confusion[label][predicted]`` over ``unit``."""
-
-    curves: Sequence[Curve]
-    confusion: Sequence[Sequence[int]]
+    counts: Sequence[Sequence[int]]
     unit: str
 
 
-def roc(positive_N: NDArray[np.bool_], score_N: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the (false, true) positive rates at every threshold, from (0, 0) to (1, 1).
+def confusion(model: Model) -> Confusion | None:
+    """Return the counts of a model's predictions, None where a unit is not of one class.
 
-    Rows of equal score cross the threshold together, so the trapezoidal area counts ties half.
+    They are over the unit that the scores are over: patients (the mean of their slides) or slides; of several
+    repeats, over the means.
     """
-    order = np.argsort(-score_N, kind="stable")
-    last_of_tie = np.flatnonzero(np.r_[np.diff(score_N[order]) != 0, True])
-    true = np.cumsum(positive_N[order])[last_of_tie] / positive_N.sum()
-    false = np.cumsum(~positive_N[order])[last_of_tie] / (~positive_N).sum()
-    points: NDArray[np.float64] = np.vstack([[0.0, 0.0], np.column_stack([false, true])])
-    return points
-
-
-def outcomes(model: Model) -> Outcomes | None:
-    """Return the curves and counts of a model's out-of-fold predictions, None where there are none.
-
-    They are over the unit that the scores are over: patients (the mean of their slides) or slides. Two
-    classes have one curve, of the positive class; more have one each, against the rest.
-    """
-    classes = [str(name) for name in model.scores.get("classes", [])]
+    classes = [str(name) for name in model.scores.get("names", [])]
     rows = [each for each in model.verdicts.values() if each.label in classes]
-    if not rows:
+    if not rows or model.scores["task"] not in ("classification", "ordinal"):
         return None
     codes = np.array([classes.index(row.label) for row in rows], np.int64)
     probability = np.array([[row.probabilities[name] for name in classes] for row in rows])
-    unit = str(model.scores.get("unit", "slide"))
+    unit = str(model.scores["unit"])
     if unit == "patient":
         codes, probability, _ = metrics.by_patient(codes, probability, [row.patient_id for row in rows])
-    confusion = np.zeros((len(classes), len(classes)), np.int64)
-    np.add.at(confusion, (codes, probability.argmax(axis=1)), 1)
-    curves = []
-    for code in [1] if len(classes) == 2 else range(len(classes)):
-        positive = codes == code
-        if positive.any() and not positive.all():
-            points = roc(positive, probability[:, code])
-            area = float(np.trapezoid(points[:, 1], points[:, 0]))
-            curves.append(Curve(name=classes[code], points=points, area=area))
-    return Outcomes(curves=curves, confusion=confusion.tolist(), unit=unit)
+    counts = np.zeros((len(classes), len(classes)), np.int64)
+    np.add.at(counts, (codes, probability.argmax(axis=1)), 1)
+    return Confusion(counts=counts.tolist(), unit=unit)
+
+
+def embed(path: Path, caption: str) -> Picture:
+    """Return a figure (PNG) as it is.
+
+    Raises:
+        OSError: it cannot be read as a picture.
+    """
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        width, height = image.size
+        image.load()
+    uri = "data:image/png;base64," + base64.b64encode(data).decode("ascii")
+    return Picture(uri=uri, width=width, height=height, caption=caption, source=path)
 
 
 def shrink(path: Path, caption: str, budget: int) -> Picture:

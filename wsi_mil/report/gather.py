@@ -5,23 +5,37 @@ and never an exception, because the report is what one opens when something went
 runs no model.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import store
+from wsi_mil import manifest, store
 from wsi_mil.errors import FormatError
 
 STAGES = ("tile", "embed", "train", "heatmap")
+"""Those that every run is meant to go through; `predict` is shown where it has run."""
 
 _STAGE_KEYS = ("status", "started", "seconds", "config_digest")
 _SCORE_KEYS = (
-    "auroc", "balanced_accuracy", "positive", "unit", "n_slides", "n_patients", "interval", "bootstrap",
-    "split", "folds", "left_out", "identity",
+    "task", "names", "scores", "leading", "positive", "unit", "n_slides", "n_patients", "interval",
+    "bootstrap", "left_out",
 )  # fmt: skip
-_FOLD_KEYS = ("fold", "n_test_patients", "n_test_slides", "auroc", "balanced_accuracy")
+_MODEL_KEYS = ("split", "folds", "identity")
+_FOLD_KEYS = ("fold", "n_test_patients", "n_test_slides")
+
+CLASSES = ("classification", "multilabel", "ordinal")
+"""The tasks whose predictions are probabilities."""
+
+_FIGURES = {
+    "roc.png": "ROC",
+    "pr.png": "precision and recall",
+    "calibration.png": "calibration",
+    "scatter.png": "predicted over label",
+    "km.png": "survival by predicted risk",
+    "losses.png": "losses while training",
+    "null.png": "scores with shuffled labels",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,24 +73,40 @@ class Problem:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one model says of a slide that it never saw. ``probabilities`` are in the model's class order."""
+    """What one model says of a slide that it never saw, or (``learnt``) one that it was trained on.
+
+    ``probabilities`` are in the order of the model's names, and empty where the task has none; ``value`` is a
+    predicted number or a risk. Of several repeats they are the means. ``label`` is empty where it is unknown.
+    ``error`` is from 0 (right and certain) to 1: 1 - probability of the label; of several labels its mean; of
+    a number the error as a part of the model's largest. None where there is no such thing.
+    """
 
     model: str
-    fold: str
+    task: str
+    folds: str
     label: str
     patient_id: str
     predicted: str
-    probabilities: Mapping[str, float]
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+    value: float | None = None
+    error: float | None = None
+    learnt: bool = False
 
     @property
-    def error(self) -> float:
-        """Return 1 - probability of the true label: 0 is right and certain, 1 wrong and certain."""
-        return 1 - self.probabilities.get(self.label, 0.0)
+    def wrong(self) -> bool:
+        """Tell whether another class, or other classes, were predicted than the label says."""
+        if not self.label or self.task not in CLASSES:
+            return False
+        return set(self.predicted.split(";")) != set(self.label.split(";"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One model: its metrics.json (``scores``) and out-of-fold verdicts, or the ``problem`` in reading."""
+    """One model: its metrics.json (``scores``) and verdicts, or the ``problem`` in reading.
+
+    ``figures`` are the pictures in its folder (caption, path). ``elsewhere``: it was trained in another run,
+    and these are predictions of this run's slides; ``scores`` are empty where no labels were given.
+    """
 
     name: str
     scores: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +114,8 @@ class Model:
     settings: str = ""
     digest: str = ""
     problem: str = ""
+    figures: Sequence[tuple[str, Path]] = ()
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,23 +130,26 @@ class Slide:
 
     @property
     def error(self) -> float | None:
-        """Return the mean error over the models, None where no model was tested on the slide."""
-        return sum(each.error for each in self.verdicts) / len(self.verdicts) if self.verdicts else None
+        """Return the mean error over the models, None where there is none."""
+        errors = [each.error for each in self.verdicts if each.error is not None]
+        return sum(errors) / len(errors) if errors else None
 
     @property
     def wrong(self) -> bool:
         """Tell whether some model predicted another class than the label."""
-        return any(each.predicted != each.label for each in self.verdicts)
+        return any(each.wrong for each in self.verdicts)
 
 
 def read_stages(run: Path) -> list[Stage]:
     """Return every stage in order, also those that have not run."""
-    return [_read_stage(run, name) for name in STAGES]
+    more = ("predict",) if (run / "predict").is_dir() else ()
+    return [_read_stage(run, name) for name in (*STAGES, *more)]
 
 
 def read_models(run: Path) -> list[Model]:
-    """Return the models of the run, by name."""
-    return [_read_model(folder) for folder in _folders(run / "models")]
+    """Return the models of the run, then what models of other runs predicted of its slides, by name."""
+    own = [_read_model(folder) for folder in _folders(run / "models")]
+    return own + [_read_predicted(folder) for folder in _folders(run / "predictions")]
 
 
 def read_slides(run: Path, stages: Sequence[Stage], models: Sequence[Model]) -> list[Slide]:
@@ -132,7 +167,7 @@ def problems(stages: Sequence[Stage], models: Sequence[Model]) -> list[Problem]:
     for stage in stages:
         if reason := _halted(stage):
             found.append(Problem(stage=stage.name, slide_id="", failed=True, reason=reason))
-        if stage.name == "train" and any(model.scores for model in models):
+        if stage.name == "train" and any(model.scores for model in models if not model.elsewhere):
             continue  # metrics.json keeps who was left out, also when a later run had nothing to do
         for row in stage.rows:
             failed = row.get("status") == "failed"
@@ -145,7 +180,7 @@ def problems(stages: Sequence[Stage], models: Sequence[Model]) -> list[Problem]:
         for each in model.scores.get("left_out", []):
             found.append(
                 Problem(
-                    stage=f"train ({model.name})",
+                    stage=f"{'scores of' if model.elsewhere else 'train'} ({model.name})",
                     slide_id=str(each["slide_id"]),
                     failed=each.get("status") == "failed",
                     reason=str(each["reason"]),
@@ -193,37 +228,103 @@ def _require_keys(found: Iterable[str], keys: Iterable[str], where: str = "") ->
 def _check_scores(scores: Mapping[str, Any]) -> None:
     """Raise FormatError where metrics.json lacks something that the page shows."""
     _require_keys(scores, _SCORE_KEYS)
-    _require_keys(scores["identity"], ("encoder", "mpp"), "identity")
-    for each in scores["folds"]:
-        _require_keys(each, _FOLD_KEYS, "folds")
+    _require_keys(scores["scores"], [scores["leading"]], "scores")
+    for name, each in scores["scores"].items():
+        _require_keys(each, ("value", "low", "high"), f"scores.{name}")
     for each in scores["left_out"]:
         _require_keys(each, ("slide_id", "reason"), "left_out")
+    if "null" in scores:
+        _require_keys(scores["null"], ("permutations", "p"), "null")
 
 
 def _read_model(folder: Path) -> Model:
     try:
-        scores = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        if scores["format"] != "wsi-mil metrics" or scores["format_version"] != 1:
-            raise FormatError(f"says it is {scores['format']!r} version {scores['format_version']}")
-        classes = [str(name) for name in scores["classes"]]
+        scores = store.read_metrics(folder)
         _check_scores(scores)
-        verdicts = {
-            row["slide_id"]: Verdict(
-                model=folder.name,
-                fold=row["fold"],
-                label=row["label"],
-                patient_id=row["patient_id"],
-                predicted=row["predicted"],
-                probabilities={name: float(row[f"probability_{name}"]) for name in classes},
-            )
-            for row in store.read_csv(folder / "predictions.csv")
-        }
+        _require_keys(scores, _MODEL_KEYS)
+        _require_keys(scores["identity"], ("encoder", "mpp"), "identity")
+        for each in scores["folds"]:
+            _require_keys(each, _FOLD_KEYS, "folds")
+        rows = store.read_csv(folder / "predictions.csv")
+        verdicts = _verdicts(folder.name, scores["task"], scores["names"], rows)
         settings = (folder / "config.toml").read_text(encoding="utf-8")
         digest = store.model_digest(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         return Model(name=folder.name, problem=f"{folder}: cannot be read as a model ({reason})")
-    return Model(name=folder.name, scores=scores, verdicts=verdicts, settings=settings, digest=digest)
+    return Model(
+        name=folder.name,
+        scores=scores,
+        verdicts=verdicts,
+        settings=settings,
+        digest=digest,
+        figures=[(words, folder / name) for name, words in _FIGURES.items() if (folder / name).exists()],
+    )
+
+
+def _read_predicted(folder: Path) -> Model:
+    """Return what a model of another run predicted; labels are known where it was scored."""
+    name = f"{folder.name}, trained in another run"
+    try:
+        found = store.read_predictions(folder)
+        task, names = found.facts["task"], found.facts["names"]
+        verdicts = _verdicts(name, task, names, list(found.rows.values()))
+        scores: Mapping[str, Any] = {}
+        if (folder / "metrics.json").exists():
+            scores = store.read_metrics(folder)
+            _check_scores(scores)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        return Model(name=name, elsewhere=True, problem=f"{folder}: cannot be read as predictions ({reason})")
+    return Model(name=name, scores=scores, verdicts=verdicts, elsewhere=True)
+
+
+def _verdicts(
+    model: str, task: str, names: Sequence[str], rows: Sequence[Mapping[str, str]]
+) -> dict[str, Verdict]:
+    """Return the verdict on each slide, from a table of predictions with a row per repeat and slide."""
+    of_slide: dict[str, list[Mapping[str, str]]] = {}
+    for row in rows:
+        of_slide.setdefault(row["slide_id"], []).append(row)
+    columns = [f"probability_{name}" for name in names] if task in CLASSES else list(names)
+    found = {}
+    for slide_id, each in of_slide.items():
+        means = [sum(float(row[column]) for row in each) / len(each) for column in columns]
+        first = each[0]
+        fold = ", ".join(row["fold"] for row in each) if "fold" in first else f"mean of {first['folds']}"
+        found[slide_id] = Verdict(
+            model=model,
+            task=task,
+            folds=fold,
+            label=first.get("label", ""),
+            patient_id=first.get("patient_id", ""),
+            predicted=first["predicted"] if len(each) == 1 else manifest.in_words(task, names, means),
+            probabilities=dict(zip(names, means, strict=True)) if task in CLASSES else {},
+            value=None if task in CLASSES else means[0],
+            learnt=first.get("trained_on") == "yes",
+        )
+    return _with_errors(task, found)
+
+
+def _with_errors(task: str, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
+    """Return the verdicts with how wrong they are, where the label is known."""
+    errors = {}
+    for slide_id, each in verdicts.items():
+        if each.label and task == "multilabel":
+            held = set(each.label.split(";"))
+            apart = [abs((name in held) - p) for name, p in each.probabilities.items()]
+            errors[slide_id] = sum(apart) / len(apart)
+        elif each.label and task in CLASSES:
+            errors[slide_id] = 1 - each.probabilities.get(each.label, 0.0)
+        elif each.label and task == "regression" and each.value is not None:
+            errors[slide_id] = abs(each.value - float(each.label))
+    largest = max(errors.values(), default=0.0) if task == "regression" else 1.0
+    return {
+        slide_id: replace(each, error=errors[slide_id] / largest if largest else 0.0)
+        if slide_id in errors
+        else each
+        for slide_id, each in verdicts.items()
+    }
 
 
 def _read_slide(run: Path, slide_id: str, models: Sequence[Model]) -> Slide:

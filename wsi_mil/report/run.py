@@ -19,8 +19,8 @@ from wsi_mil.config import ReportConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.parallel import Outcome, StageResult, progress
 from wsi_mil.report import figures, gather
-from wsi_mil.report.figures import Picture
-from wsi_mil.report.gather import Slide
+from wsi_mil.report.figures import Confusion, Picture
+from wsi_mil.report.gather import CLASSES, Model, Slide
 
 _PICTURE_BYTES = 13_500_000
 """For all pictures together: 18 MB in base64, so that a page of 200 slides stays under 20 MB."""
@@ -32,6 +32,14 @@ _TEMPLATE = "report.html.j2"
 class _Card:
     slide: Slide
     pictures: Sequence[Picture]
+    remarks: Sequence[str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sheet:
+    model: Model
+    confusion: Confusion | None
+    figures: Sequence[Picture]
     remarks: Sequence[str]
 
 
@@ -51,13 +59,15 @@ def run(config: ReportConfig) -> StageResult:
         store.sweep(config.run)
         models = gather.read_models(config.run)
         slides = gather.read_slides(config.run, stages, models)
-        cards = _cards(slides)
+        sheets = [_sheet(model) for model in models]
+        taken = sum(len(picture.uri) for sheet in sheets for picture in sheet.figures)
+        cards = _cards(slides, max(_PICTURE_BYTES - taken, _PICTURE_BYTES // 2))
         page = _render(
             run=config.run,
             written=datetime.now(UTC),
             stages=stages,
             problems=gather.problems(stages, models),
-            models=[(model, figures.outcomes(model)) for model in models],
+            sheets=sheets,
             cards=cards,
         )
         store.write_text(output, page)
@@ -73,8 +83,20 @@ def run(config: ReportConfig) -> StageResult:
     return StageResult(stage="report", output=output, outcomes=outcomes)
 
 
-def _cards(slides: Sequence[Slide]) -> list[_Card]:
-    budget = _PICTURE_BYTES // max(1, sum(len(slide.pictures) for slide in slides))
+def _sheet(model: Model) -> _Sheet:
+    """Return a model with its figures; one that cannot be read is a remark."""
+    pictures, remarks = [], []
+    for caption, path in model.figures:
+        try:
+            pictures.append(figures.embed(path, caption))
+        except OSError as error:
+            remarks.append(f"{path.name} cannot be read: {error}")
+    return _Sheet(model=model, confusion=figures.confusion(model), figures=pictures, remarks=remarks)
+
+
+def _cards(slides: Sequence[Slide], most: int) -> list[_Card]:
+    """Return the slides with their pictures, which have about ``most`` bytes together."""
+    budget = most // max(1, sum(len(slide.pictures) for slide in slides))
     cards = []
     with progress("report", len(slides)) as report:
         for slide in slides:
@@ -99,6 +121,9 @@ def _render(*, run: Path, **content: Any) -> str:
     )
     environment.filters["duration"] = _duration
     environment.filters["plain"] = _plain
+    environment.filters["figure"] = _figure
+    environment.filters["words"] = _words
+    environment.globals["CLASSES"] = CLASSES
     # Paths of files in the run, as links relative to the page.
     environment.filters["link"] = lambda path: quote(path.relative_to(run).as_posix())
     return environment.get_template(_TEMPLATE).render(run=run, **content)
@@ -114,3 +139,23 @@ def _duration(seconds: float) -> str:
 
 def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+_WORDS = {
+    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "f1": "F1", "ece": "ECE",
+    "brier": "Brier score", "log_loss": "log loss", "r2": "R²", "mae": "mean absolute error", "rmse": "RMSE",
+    "c_index": "C-index", "pearson": "Pearson's r", "spearman": "Spearman's rho",
+}  # fmt: skip
+
+
+def _words(name: str) -> str:
+    """Return what a score is called; those of single labels are called 'score:LABEL'."""
+    score, _, label = name.partition(":")
+    return f"{_WORDS.get(score, score)}{': ' + label if label else ''}"
+
+
+def _figure(value: float | None) -> str:
+    """Return a score as it is printed: three digits, more of large ones."""
+    if value is None:
+        return "undefined"
+    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"

@@ -1,6 +1,7 @@
 """Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
 
 from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
+from wsi_mil.store.checksum import of_array as checksum_of
 from wsi_mil.store.claims import Claims
 from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.features import FeatureStore, FeaturesWriter
@@ -15,15 +16,19 @@ from wsi_mil.store.layout import (
     model_folder,
     only_folder,
     patches_path,
+    predictions_folder,
 )
-from wsi_mil.store.models import model_digest, read_fold, write_fold
+from wsi_mil.store.models import FORMAT_VERSION as METRICS_VERSION
+from wsi_mil.store.models import model_digest, read_fold, read_metrics, write_fold
 from wsi_mil.store.opening import encoders_in, only_encoder, open_features
 from wsi_mil.store.packed import Packed, read_packed, write_packed
+from wsi_mil.store.predictions import Predictions, read_predictions, table_checksum, write_predictions
 from wsi_mil.store.problems import Problem
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
 from wsi_mil.store.verify import Verification
 
 __all__ = [
+    "METRICS_VERSION",
     "Claims",
     "FeatureStore",
     "Features",
@@ -33,11 +38,13 @@ __all__ = [
     "Heatmap",
     "Packed",
     "Patches",
+    "Predictions",
     "Problem",
     "Verification",
     "atomic_file",
     "atomic_folder",
     "bags_folder",
+    "checksum_of",
     "disk_errors",
     "encoders_in",
     "features_folder",
@@ -51,21 +58,26 @@ __all__ = [
     "only_folder",
     "open_features",
     "patches_path",
+    "predictions_folder",
     "read_csv",
     "read_features",
     "read_fold",
     "read_heatmap",
+    "read_metrics",
     "read_packed",
     "read_patches",
+    "read_predictions",
     "read_stage",
     "same_record",
     "stage_record",
     "sweep",
+    "table_checksum",
     "write_csv",
     "write_features",
     "write_fold",
     "write_heatmap",
     "write_packed",
     "write_patches",
+    "write_predictions",
     "write_text",
 ]

@@ -78,6 +78,11 @@ def bags_folder(run: Path, encoder: str) -> Path:
     return run / "train" / "bags" / features_folder(run, encoder).name
 
 
+def predictions_folder(run: Path, name: str) -> Path:
+    """RUN/predictions/<name>."""
+    return run / "predictions" / name
+
+
 def heatmap_folder(run: Path, name: str, slide_id: str) -> Path:
     """RUN/heatmaps/<name>/<slide_id>."""
     return run / "heatmaps" / name / slide_id

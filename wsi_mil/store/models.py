@@ -5,18 +5,20 @@ tensors it has, is ``models.py``'s business.
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 
 FORMAT_VERSION = 2
+"""Of fold_K.safetensors and of metrics.json: 1 knew classification only, and its networks were others."""
 
 
 def write_fold(path: Path, tensors: dict[str, NDArray[np.float32]], head: dict[str, Any]) -> None:
@@ -29,7 +31,8 @@ def write_fold(path: Path, tensors: dict[str, NDArray[np.float32]], head: dict[s
         "format_version": str(FORMAT_VERSION),
         "head": json.dumps(head, sort_keys=True),
     }
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, path, metadata)
+    # Not save_file: it makes files that only their owner may read, whatever the umask says.
+    path.write_bytes(save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, metadata))
 
 
 def read_fold(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any]]:
@@ -46,12 +49,7 @@ def read_fold(path: Path) -> tuple[dict[str, NDArray[np.float32]], dict[str, Any
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (SafetensorError, OSError) as error:
         raise FormatError(f"{path}: not readable as safetensors ({error}).") from error
-    found, version = metadata.get("format"), metadata.get("format_version")
-    if found != "wsi-mil model" or version != str(FORMAT_VERSION):
-        raise FormatError(
-            f"{path}: says it is {found!r} version {version}; "
-            f"wanted 'wsi-mil model' version {FORMAT_VERSION}."
-        )
+    _check_version(path, metadata, "wsi-mil model")
     return tensors, json.loads(metadata["head"])
 
 
@@ -68,3 +66,40 @@ def model_digest(folder: Path) -> str:
     except (OSError, ValueError, KeyError) as error:
         raise FormatError(f"{path}: does not say what made the model ({error!r}); train it again.") from error
     return configs.digest(made_of)
+
+
+def read_metrics(folder: Path) -> dict[str, Any]:
+    """Return the content of a model's metrics.json.
+
+    Raises:
+        FormatError: there is none, it is not JSON, or of a version that this program does not read.
+    """
+    path = folder / "metrics.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise FormatError(f"{path}: no such file; run `wsi-mil train` first.") from error
+    except (OSError, ValueError) as error:
+        raise FormatError(f"{path}: cannot be read ({error}); train the model again.") from error
+    if not isinstance(content, dict):
+        raise FormatError(f"{path}: holds no table of names and values; train the model again.")
+    _check_version(path, content, "wsi-mil metrics")
+    return content
+
+
+def _check_version(path: Path, says: Mapping[str, Any], kind: str) -> None:
+    """Refuse what is not ``kind``, or of another version; an earlier one is not read, but made again."""
+    found, version = says.get("format"), str(says.get("format_version"))
+    if found == kind and version.isdecimal() and version != str(FORMAT_VERSION):
+        if int(version) < FORMAT_VERSION:
+            raise FormatError(
+                f"{path}: format version {version}, made by an earlier version of wsi-mil; this one reads "
+                f"{FORMAT_VERSION}. Train the model again (`wsi-mil train` with --overwrite)."
+            )
+        raise FormatError(
+            f"{path}: format version {version}, this program knows {FORMAT_VERSION}; update wsi-mil."
+        )
+    if found != kind or version != str(FORMAT_VERSION):
+        raise FormatError(
+            f"{path}: says it is {found!r} version {version}; wanted {kind!r} {FORMAT_VERSION}."
+        )

@@ -25,14 +25,15 @@ from wsi_mil.store.problems import Problem, inside
 from wsi_mil.store.verify_files import Checked, Subject
 from wsi_mil.store.zarr_features import LocalZarr, RemoteZarr, ZarrFeatures
 
-_STAGES = ("tile", "import", "embed", "train", "heatmap", "report")
+_STAGES = ("tile", "import", "embed", "train", "heatmap", "predict", "report")
 
 
 @dataclass
 class Verification:
     """The checks of a run: ``checks`` is what to call, in this order; ``problems`` what they have found.
 
-    ``files`` are what is checked: files, folders of packed bags, models and heatmaps, groups of a zarr store.
+    ``files`` are what is checked: files, folders of packed bags, models, heatmaps and predictions, groups of
+    a zarr store.
     """
 
     run: Path
@@ -58,6 +59,9 @@ class Verification:
         for path in self._inside("heatmaps", "*/*"):
             if path.is_dir():
                 self._add(str(path), lambda path: self.problems.extend(outputs.check_heatmap(path)), path)
+        for path in self._inside("predictions", "*"):
+            if path.is_dir():
+                self._add(str(path), lambda path: self.problems.extend(outputs.check_predictions(path)), path)
         self.checks.append(self._check_tables)
         self.checks.append(lambda: self.problems.extend(leftovers(self.run)))
 

@@ -23,6 +23,7 @@ from wsi_mil.store.layout import (
     same_encoder,
 )
 from wsi_mil.store.models import model_digest, read_fold
+from wsi_mil.store.predictions import read_predictions
 from wsi_mil.store.problems import Problem, inside
 from wsi_mil.store.record import read_csv
 from wsi_mil.store.verify_files import Checked
@@ -64,6 +65,42 @@ def check_model(folder: Path) -> list[Problem]:
         if bad:
             problems.append(problem(path, "not a number", f"NaN or infinity in {bad[0]}"))
     return problems
+
+
+def check_predictions(folder: Path) -> list[Problem]:
+    """Return what is wrong with a folder of predictions; it is repaired by predicting again."""
+    try:
+        found = read_predictions(folder)
+    except FormatError as error:
+        path = folder / "predict.json"
+        return [
+            Problem(file=str(path), kind="unreadable", detail=str(error), command="predict", removable=folder)
+        ]
+    bad = [slide_id for slide_id, row in found.rows.items() if not _finite(row)]
+    path = folder / "predictions.csv"
+    problems = []
+    if bad:
+        detail = f"the row of {bad[0]} lacks a number"
+        problems.append(
+            Problem(file=str(path), kind="not a number", detail=detail, command="predict", removable=folder)
+        )
+    path = folder / "metrics.json"
+    if path.exists() and not _is_json(path):
+        problems.append(
+            Problem(file=str(path), kind="unreadable", detail="no JSON", command="predict", removable=folder)
+        )
+    return problems
+
+
+def _finite(row: Mapping[str, str]) -> bool:
+    """Tell whether the numbers of a row of predictions are numbers; a single fold has no spread."""
+    words = ("slide_id", "predicted", "trained_on")
+    try:
+        return all(
+            np.isfinite(float(v)) for name, v in row.items() if name not in words and (name, v) != ("std", "")
+        )
+    except (TypeError, ValueError):
+        return False
 
 
 def check_heatmap(folder: Path) -> list[Problem]:

@@ -3,6 +3,7 @@
 Comes in: the trained folds of a cohort. Goes out: one folder that appears whole. It trains nothing.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil import metrics, models, store
+from wsi_mil import manifest, metrics, models, store
 from wsi_mil.config import TrainConfig
+from wsi_mil.train import figures, tensorboard
 from wsi_mil.train.bags import Cohort
 from wsi_mil.train.crossval import FoldResult, Plan
 
@@ -56,6 +58,14 @@ def write_model(
         store.write_csv(folder / "history.csv", _HISTORY, _history_rows(results))
         content = _content(config, cohort, record, plan, results, null)
         (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for name, png in figures.draw(
+            _shown(config, cohort, results),
+            [m for r in results for m in r.fitted.members],
+            _drawn_null(content),
+        ).items():
+            (folder / name).write_bytes(png)
+        members = [each.fitted.members for each in results]
+        tensorboard.write_logs(folder / "tensorboard", members, content, configs.to_toml(config))
 
 
 def leading_score(config: TrainConfig, cohort: Cohort, results: Sequence[FoldResult]) -> float:
@@ -65,6 +75,31 @@ def leading_score(config: TrainConfig, cohort: Cohort, results: Sequence[FoldRes
     if value is None:
         raise ValueError("the tested bags hold one class only: nothing can be scored")
     return value
+
+
+def _shown(config: TrainConfig, cohort: Cohort, results: Sequence[FoldResult]) -> figures.Shown:
+    """Return what the figures are of: the units that the scores are of."""
+    targets, prediction, patients = _units(config, cohort, results)
+    calibrated = None
+    if _task(cohort) == "classification" and len(results) > 1:
+        calibrated = _units(config, cohort, _at_temperature(cohort, results))[1]
+    return figures.Shown(
+        task=_task(cohort),
+        names=cohort.targets.names,
+        targets=targets,
+        prediction_NP=prediction,
+        calibrated_NP=calibrated,
+        patients=patients,
+        unit=config.label_level,
+        seed=config.seed,
+    )
+
+
+def _drawn_null(content: dict[str, Any]) -> tuple[str, float, list[float], float] | None:
+    if "null" not in content:
+        return None
+    name, null = content["leading"], content["null"]
+    return name, content["scores"][name]["value"], null["values"], null["p"]
 
 
 def _task(cohort: Cohort) -> metrics.Task:
@@ -106,19 +141,9 @@ def _prediction_rows(
                     "slide_id": slide_id,
                     "patient_id": cohort.labels.patient_ids[b],
                     "label": cohort.labels.labels[b],
-                    "predicted": _predicted(cohort, prediction_P),
+                    "predicted": manifest.in_words(_task(cohort), cohort.targets.names, prediction_P),
                 } | said
     return [rows[key] for key in sorted(rows)]
-
-
-def _predicted(cohort: Cohort, prediction_P: NDArray[np.float64]) -> str:
-    """Return the prediction in the words of the label; a risk has none."""
-    names, task = cohort.targets.names, cohort.targets.task
-    if task == "multilabel":
-        return ";".join(n for n, p in zip(names, prediction_P, strict=True) if p > 0.5) or "none"
-    if task == "regression":
-        return f"{prediction_P[0]:.6g}"
-    return "" if task == "survival" else names[int(prediction_P.argmax())]
 
 
 def _history_rows(results: Sequence[FoldResult]) -> list[dict[str, object]]:
@@ -234,6 +259,21 @@ def _calibration(cohort: Cohort, results: Sequence[FoldResult]) -> dict[str, Any
             "brier": _round(metrics.brier(codes, calibrated)),
         },
     }
+
+
+def _at_temperature(cohort: Cohort, results: Sequence[FoldResult]) -> list[FoldResult]:
+    """Return the folds with the probabilities that they have at the temperature of the other folds."""
+    logits = np.concatenate([each.logits_TC for each in results])
+    tested = np.concatenate([each.fold.test for each in results])
+    sizes = [len(each.fold.test) for each in results]
+    calibrated = metrics.crossfitted_temperature(
+        logits,
+        cohort.targets.values[tested],
+        np.repeat(np.arange(len(results)), sizes),
+        patients_N=[cohort.labels.patient_ids[b] for b in tested],
+    )
+    parts = np.split(calibrated, np.cumsum(sizes)[:-1])
+    return [dataclasses.replace(r, prediction_TP=p) for r, p in zip(results, parts, strict=True)]
 
 
 def _null(null: Null | None, value: float | None) -> dict[str, Any]:
