@@ -59,7 +59,10 @@ def test_no_heavy_library_is_imported_for_help():
         (["train", "--run", "nowhere", "--labels", "x.csv"], "run `wsi-mil embed` first"),
         (["heatmap", "--run", "nowhere"], "run `wsi-mil train` first"),
         (["predict", "--run", "r", "--model", "m"], "--model m: no such folder; wanted a model's folder"),
-        (["predict", "--run", "r", "--model", "m", "--bootstrap", "9"], "--bootstrap 9: at least 100 samples"),
+        (
+            ["predict", "--run", "r", "--model", "m", "--bootstrap", "9"],
+            "--bootstrap 9: at least 100 samples",
+        ),
     ],
 )
 def test_wrong_usage_is_exit_code_2_with_the_flags_words(wsi, arguments, words, tmp_path, monkeypatch):

@@ -72,8 +72,8 @@ class TrainConfig:
     members: int = 5
     """Networks per fold, each with another inner validation part; their predictions are averaged."""
     val_fraction: float = 0.2
-    """Part of the training patients kept aside to choose a network's epoch; never a test patient. 0: none, and
-    each network learns from all of them and is taken at its last epoch."""
+    """Part of the training patients kept aside to choose a network's epoch; never a test patient. 0: none,
+    and each network learns from all of them and is taken at its last epoch."""
     hidden_dim: int = 64
     """Width of the layer that each feature vector passes before pooling; 0 is no such layer."""
     attention_dim: int = 64
