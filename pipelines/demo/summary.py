@@ -59,7 +59,7 @@ def main() -> None:
     for column in ("", "value", "95 % interval"):
         table.add_column(column, justify="left" if not column else "right")
     for key, words in (("auroc", "cross-validated AUROC"), ("balanced_accuracy", "balanced accuracy")):
-        each = scores[key]
+        each = scores["scores"][key]
         table.add_row(
             f"{words} (patients)", f"{each['value']:.3f}", f"{each['low']:.3f} to {each['high']:.3f}"
         )

@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,8 @@ class Work:
     def remove(self) -> None:
         """Remove all states."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with suppress(OSError):  # other trainings are under way
+            self.folder.parent.rmdir()
 
 
 class FileMemory:
