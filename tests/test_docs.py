@@ -3,6 +3,7 @@
 import importlib
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,10 @@ def folder(tmp_path_factory):
 def test_the_commands_run_as_they_stand(folder):
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    commands = block("own")
+    commands = block("own") + block("predict")
+    (folder / "new_slides").mkdir()
+    for path in sorted((folder / "slides").iterdir())[:2]:
+        shutil.copy(path, folder / "new_slides" / f"new_{path.name}")
     result = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", commands],
         cwd=folder,
@@ -48,6 +52,7 @@ def test_the_commands_run_as_they_stand(folder):
         ("run/models/gated-attention/metrics.json", 1),
         ("run/heatmaps/gated-attention/*/overlay.jpg", 10),
         ("run/report.html", 1),
+        ("new/predictions/gated-attention/predictions.csv", 1),
     ):
         assert len(list(folder.glob(pattern))) == count, pattern
         assert pattern in README
