@@ -101,6 +101,16 @@ def test_the_slide_is_scored_by_the_fold_that_never_saw_it(run):
     assert "mean of 2 folds" in stored.facts["drawn_by"]
 
 
+def test_a_model_of_an_earlier_version_is_to_be_trained_again(run, monkeypatch):
+    folder = store.model_folder(run, "m")
+    tensors, the_head = store.read_fold(folder / "fold_0.safetensors")
+    monkeypatch.setattr("wsi_mil.store.models.FORMAT_VERSION", 1)
+    store.write_fold(folder / "fold_0.safetensors", tensors, the_head)
+    monkeypatch.undo()
+    with pytest.raises(FormatError, match=r"fold_0.*version 1, made by an earlier version.*Train the model again"):
+        draw(run)
+
+
 def test_a_slide_that_the_model_was_trained_on_is_said_to_be_one(run):
     """With one split into train and test, whoever is not tested was learnt from: not unseen evidence."""
     model = store.model_folder(run, "m")

@@ -289,6 +289,11 @@ def test_what_is_no_whole_model_is_refused(model, new, tmp_path, fault, error, w
     assert not (new / "predictions").exists()
 
 
+def test_a_models_files_are_as_readable_as_any(model):
+    modes = {path.stat().st_mode for path in model.iterdir() if path.is_file()}
+    assert len(modes) == 1, "a colleague who may read one may read all"
+
+
 def test_an_interrupted_prediction_keeps_what_it_did_and_goes_on(model, new, monkeypatch):
     kind = type(store.open_features(new, "tiny"))
     read, seen = kind.read, []
@@ -424,6 +429,7 @@ def test_verify_finds_damaged_predictions_and_repairs_them(model, new, fault):
     assert "wsi-mil predict" in reason
     verify.run(VerifyConfig(run=new, repair=True))
     assert not folder.exists()
+    assert "predict/slides.csv says that 10 slides are predicted" in wrong()[0]
     predict.run(of(new, model))
     assert wrong() == []
 

@@ -165,6 +165,7 @@ class Verification:
         found = outputs.check_patches_table(self.run, self._patches)
         found += outputs.check_features_table(self.run, self._stores, self._features)
         found += outputs.check_heatmaps_table(self.run)
+        found += outputs.check_predictions_table(self.run)
         said = {(each.file, each.kind) for each in self.problems}
         self.problems += [each for each in found if (each.file, each.kind) not in said]
 

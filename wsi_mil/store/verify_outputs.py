@@ -20,6 +20,7 @@ from wsi_mil.store.layout import (
     heatmap_folder,
     patches_path,
     pointer_path,
+    predictions_folder,
     same_encoder,
 )
 from wsi_mil.store.models import model_digest, read_fold
@@ -249,6 +250,19 @@ def check_heatmaps_table(run: Path) -> list[Problem]:
             detail = f"heatmap/slides.csv says that it is {row['status']}"
             problems.append(Problem(file=str(folder), kind="missing", detail=detail, command="heatmap"))
     return problems
+
+
+def check_predictions_table(run: Path) -> list[Problem]:
+    """Return the predictions that RUN/predict/slides.csv says are done and that are not there."""
+    try:
+        model = str(json.loads((run / "predict" / "stage.json").read_text(encoding="utf-8"))["model"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    folder, done = predictions_folder(run, model), _finished(run, "predict")
+    if not done or folder.is_dir():
+        return []
+    detail = f"predict/slides.csv says that {len(done)} slides are predicted"
+    return [Problem(file=str(folder), kind="missing", detail=detail, command="predict")]
 
 
 def _finished(run: Path, stage: str) -> list[dict[str, str]]:
