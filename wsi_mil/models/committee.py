@@ -24,6 +24,9 @@ _CONSTANT = 1e-6
 CHUNK = 16_384
 """Patches that are in memory as float32 at a time; a bag of more is streamed."""
 
+_HELD = 4
+"""A bag of so many chunks or fewer is standardised once for all members, and not once for each."""
+
 EMBEDDING = ("gated-attention", "attention", "mean", "max")
 INSTANCE = "instance-"
 
@@ -83,8 +86,8 @@ class MilModel(nn.Module):
     def bag(self, x_ND: Tensor | NDArray[Any], chunk: int = CHUNK) -> Prediction:
         """Return the prediction (B = 1) for one bag of raw features (N, D) of any size and dtype.
 
-        Only ``chunk`` patches at a time are on the model's device, as float32: exact attention over millions
-        of patches takes no more memory than the features themselves.
+        Only ``chunk`` patches at a time (four times as many, where that is all) are on the model's device, as
+        float32: exact attention over millions of patches takes no more memory than the features themselves.
 
         Raises:
             ValueError: the bag has no patches.
@@ -99,7 +102,10 @@ class MilModel(nn.Module):
                 yield self.standardise(torch.as_tensor(part).to(device))
 
         members = [cast(Network, member) for member in self.members]
-        logits, attention = zip(*(member.whole(chunks) for member in members), strict=True)
+        held = list(chunks()) if len(x_ND) <= _HELD * chunk else None
+        logits, attention = zip(
+            *(member.whole(chunks if held is None else lambda: held) for member in members), strict=True
+        )
         logits_BC = self.task.mean(torch.stack(logits))
         attention_NA = torch.stack(attention).mean(dim=0)
         rows_CN = attention_NA.transpose(0, 1).expand(logits_BC.shape[1], -1)
