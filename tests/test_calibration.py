@@ -45,16 +45,26 @@ def test_a_temperature_has_the_least_loss_of_a_fine_grid():
     logits, codes = overconfident(60, 3, 2.5, seed=3)
     grid = np.exp(np.linspace(np.log(0.05), np.log(20), 4001))
     chances = softmax(logits[None] / grid[:, None, None], axis=2)
-    losses = -np.log(chances[:, np.arange(60), codes]).mean(axis=1)
+    wanted = np.stack([1 / (np.bincount(codes, minlength=3)[codes] + 3)] * 3, axis=1)  # Platt's targets
+    wanted[np.arange(60), codes] += 1 - wanted.sum(axis=1)
+    losses = -(wanted * np.log(chances)).sum(axis=2).mean(axis=1)
     assert metrics.fit_temperature(logits, codes) == pytest.approx(grid[np.argmin(losses)], rel=2e-3)
 
 
 def test_a_temperature_stays_in_its_bounds():
     logits = np.array([[0.5, -0.5], [-0.5, 0.5]])
-    assert metrics.fit_temperature(logits, np.array([0, 1])) == pytest.approx(0.05, rel=1e-3)
+    assert metrics.fit_temperature(logits / 1000, np.array([0, 1])) == pytest.approx(0.05, rel=1e-3)
     assert metrics.fit_temperature(logits, np.array([1, 0])) == pytest.approx(20, rel=1e-3)
     with pytest.raises(ValueError, match="at least one row"):
         metrics.fit_temperature(logits[:0], np.array([], int))
+
+
+@pytest.mark.parametrize("rows", [4, 20, 100])
+def test_few_rows_that_are_all_right_do_not_make_certainty(rows):
+    codes = np.arange(rows) % 2
+    logits = np.stack((1 - codes, codes), axis=1) * 2.0
+    p = metrics.probabilities("classification", logits, metrics.fit_temperature(logits, codes))
+    np.testing.assert_allclose(p[np.arange(rows), codes], (rows / 2 + 1) / (rows / 2 + 2), atol=1e-4)
 
 
 def test_labels_and_grades_have_temperatures_too():
