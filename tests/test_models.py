@@ -187,6 +187,25 @@ def test_a_bag_in_chunks_is_the_bag(name, branches):
     torch.testing.assert_close(parts.attention_BCN, whole.attention_BCN, atol=1e-7, rtol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["gated-attention", "max", "instance-max", "instance-mean", "instance-lse"])
+def test_the_mean_bag_has_no_risk_and_the_order_of_risks_stays(name):
+    model, _ = trained(name, 3, task="survival")
+    rng = np.random.default_rng(6)
+    bags = [torch.from_numpy(rng.normal(size=(n, 6)).astype(np.float32)) for n in (3, 5, 8)]
+
+    def risks():
+        with torch.inference_mode():
+            return np.array([float(model.bag(bag).logits_BC[0, 0]) for bag in bags])
+
+    before = risks()
+    model.centre(bags)
+    np.testing.assert_allclose(risks(), before - before.mean(), atol=1e-5)
+    other, _ = trained(name, 3)
+    kept = {key: value.copy() for key, value in models.tensors(other).items()}
+    other.centre(bags)
+    assert all((kept[key] == value).all() for key, value in models.tensors(other).items())
+
+
 def test_attention_starts_as_the_mean():
     torch.manual_seed(0)
     model = models.build(head("gated-attention")).eval()

@@ -5,7 +5,7 @@ and attention. A model is rebuilt from its tensors and its head, a JSON dict tha
 file.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -83,6 +83,19 @@ class MilModel(nn.Module):
             row_CN[:, mask_N] = one.attention_BCN[0]
         return Prediction(logits_BC, attention_BCN)
 
+    @torch.no_grad()
+    def centre(self, bags: Iterable[Tensor]) -> None:
+        """Give Cox's risks a zero: the mean over ``bags``, those of the training part.
+
+        The likelihood knows differences only, so that without it the risks of two models (of two folds, or of
+        two members of a committee) have nothing to do with each other.
+        """
+        if self.task.kind != "cox":
+            return
+        risk_NK = torch.stack([self._each(x_ND, CHUNK)[0][:, 0, 0] for x_ND in bags])
+        for member, mean in zip(self.members, risk_NK.mean(dim=0).tolist(), strict=True):
+            cast(Network, member).shift(-mean)
+
     def bag(self, x_ND: Tensor | NDArray[Any], chunk: int = CHUNK) -> Prediction:
         """Return the prediction (B = 1) for one bag of raw features (N, D) of any size and dtype.
 
@@ -94,6 +107,13 @@ class MilModel(nn.Module):
         """
         if not len(x_ND):
             raise ValueError("a bag without patches cannot be predicted")
+        logits_KBC, attention_KNA = self._each(x_ND, chunk)
+        logits_BC = self.task.mean(logits_KBC)
+        rows_CN = attention_KNA.mean(dim=0).transpose(0, 1).expand(logits_BC.shape[1], -1)
+        return Prediction(logits_BC, rows_CN[None])
+
+    def _each(self, x_ND: Tensor | NDArray[Any], chunk: int) -> tuple[Tensor, Tensor]:
+        """Return the logits (K, 1, C) and the attention (K, N, A) of every member."""
         device = self.mean_D.device
 
         def chunks() -> Iterator[Tensor]:
@@ -106,10 +126,7 @@ class MilModel(nn.Module):
         logits, attention = zip(
             *(member.whole(chunks if held is None else lambda: held) for member in members), strict=True
         )
-        logits_BC = self.task.mean(torch.stack(logits))
-        attention_NA = torch.stack(attention).mean(dim=0)
-        rows_CN = attention_NA.transpose(0, 1).expand(logits_BC.shape[1], -1)
-        return Prediction(logits_BC, rows_CN[None])
+        return torch.stack(logits), torch.stack(attention)
 
 
 def safe_std(std_D: NDArray[Any]) -> NDArray[Any]:

@@ -67,6 +67,9 @@ class Network(nn.Module):
         """Return the loss (B,) of each bag, where the network has one of its own."""
         raise NotImplementedError
 
+    def shift(self, value: float) -> None:
+        """Add a constant to the logits; torchmil's models have no place for it and stay as they are."""
+
 
 class EmbeddingNetwork(Network):
     """Embedding-based: the hidden vectors are pooled, and the bag is classified."""
@@ -91,6 +94,11 @@ class EmbeddingNetwork(Network):
         """Return logits (1, C) and attention (N, A) of one bag of any size."""
         z_BAH, a_NA = self.pool.stream(lambda: (self.embed(x_TD) for x_TD in chunks()))
         return self._outputs(z_BAH), a_NA
+
+    @torch.no_grad()
+    def shift(self, value: float) -> None:
+        """Add a constant to the logits."""
+        self.classify.bias.add_(value)
 
     def _outputs(self, z_BAH: Tensor) -> Tensor:
         if z_BAH.shape[1] == 1:
@@ -132,6 +140,11 @@ class InstanceNetwork(Network):
         """Return logits (1, C) and the scores (N, C) of one bag of any size."""
         logits_NO = torch.cat([self.score(self.embed(x_TD)).float() for x_TD in chunks()])
         return self._outputs(logits_NO, logits_NO.new_ones((1, len(logits_NO)), dtype=torch.bool))
+
+    @torch.no_grad()
+    def shift(self, value: float) -> None:
+        """Add a constant to the logits of the patches, and so to the bag's, where values are pooled."""
+        self.score.bias.add_(value)
 
     def _outputs(self, logits_TO: Tensor, in_BT: Tensor) -> tuple[Tensor, Tensor]:
         bag_BO, score_TO = self.pool(logits_TO, in_BT), self.pool.scores(logits_TO)

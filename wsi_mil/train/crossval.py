@@ -89,7 +89,9 @@ def cross_validate(
         )  # fmt: skip
         for fitted, each, fold in zip(candidates, jobs, range(len(plan.folds)), strict=True):
             own: list[Trained] = list(itertools.islice(trained, len(each)))
-            fitted.append(assemble(changed_head | {"fold": fold}, each, own, device=device))
+            made = assemble(changed_head | {"fold": fold}, each, own, device=device)
+            made.model.centre(patches.whole(int(b)) for b in plan.folds[fold].train)
+            fitted.append(made)
     return [
         _test(patches, fold, vals, fitted, grid)
         for fold, vals, fitted in zip(plan.folds, plan.vals, candidates, strict=True)

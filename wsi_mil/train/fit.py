@@ -85,7 +85,9 @@ def fit(
     trained = fit_jobs(
         patches, targets, jobs, head=head, config=config, device=device, front=front, augment=augment
     )
-    return assemble(head, jobs, trained, front, device)
+    fitted = assemble(head, jobs, trained, front, device)
+    fitted.model.centre(patches.whole(b) for b in range(len(patches)))
+    return fitted
 
 
 def make_jobs(
