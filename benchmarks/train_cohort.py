@@ -25,7 +25,7 @@ from wsi_mil.geometry import PatchGeometry, grid_l0
 
 TRAIN, VAL = 60, 100
 SMALLEST, LARGEST, VAL_PATCHES = 1_500, 6_000, 1_000
-DIM, LATENT, SHIFT, NOISE, SLIDE = 1_024, 32, 3.0, 0.5, 0.3
+DIM, LATENT, SHIFT, NOISE, SLIDE = 1_024, 32, 4.0, 0.5, 0.05
 POSITIVE, NEGATIVE = 0.10, 0.02
 """Largest part of a bag that is witnesses."""
 
