@@ -36,6 +36,20 @@ Score = Callable[[Tensor], float]
 """The margin of the positive class for a bag (N, D) float32."""
 
 
+class Clock:
+    """Adds up the time, and the processor time of this process, of the blocks that it stands over."""
+
+    seconds = processor = 0.0
+
+    def __enter__(self) -> "Clock":
+        self._seconds, self._processor = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.seconds += time.perf_counter() - self._seconds
+        self.processor += time.process_time() - self._processor
+
+
 def measure(folder: Path, settings: Settings) -> dict[str, float]:
     """Train once; return patches per second and the AUROC on the bags to score."""
     if threads := settings.get("threads"):
@@ -43,20 +57,18 @@ def measure(folder: Path, settings: Settings) -> dict[str, float]:
     torch.manual_seed(settings["seed"])
     np.random.seed(settings["seed"])  # noqa: NPY002 - CLAM and torchmil draw from it
     wanted = sum(cohort.lengths(folder)) * settings["epochs"]
-    before = time.process_time()
     with counted() as rows:
-        seconds, score = CONTENDERS[settings["kind"]](folder, settings)
+        clock, score = CONTENDERS[settings["kind"]](folder, settings)
     if rows[0] < wanted:
         raise SystemExit(f"{settings}: {rows[0]} of {wanted} patches went through the network")
-    processor = time.process_time() - before
     margins = []
     with torch.inference_mode():
         for bag in cohort.val_bags(folder):
             margins.append(score(torch.from_numpy(bag).float()))
     truth = np.arange(cohort.TRAIN, cohort.TRAIN + cohort.VAL) % 2
     return {
-        "patches_per_second": wanted / seconds,
-        "processor_us": 1e6 * processor / wanted,
+        "patches_per_second": wanted / clock.seconds,
+        "processor_us": 1e6 * clock.processor / wanted,
         "auroc": float(roc_auc_score(truth, margins)),
         "padding": rows[0] / wanted - 1,
     }
@@ -113,7 +125,7 @@ class GatedMil(nn.Module):
         return logits
 
 
-def field(folder: Path, settings: Settings) -> tuple[float, Score]:
+def field(folder: Path, settings: Settings) -> tuple[Clock, Score]:
     """h5 read at each step, one bag, fp32 (or bf16 by autocast), Adam."""
     paths = cohort.stored(folder, settings["files"])
     loader = DataLoader(
@@ -126,33 +138,32 @@ def field(folder: Path, settings: Settings) -> tuple[float, Score]:
     network = GatedMil()
     optimiser = torch.optim.Adam(network.parameters(), lr=settings["rate"], weight_decay=1e-5)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=settings.get("autocast", False))
-    seconds = 0.0
+    clock = Clock()
     cohort.warm(paths)
     for _ in range(settings["epochs"]):
         if settings["cold"]:
             cohort.evict(paths)
-        start = time.perf_counter()
-        for x_ND, code in loader:
-            with autocast:
-                loss = functional.cross_entropy(network(x_ND), torch.tensor([code]))
-            optimiser.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-            loss.item()
-        seconds += time.perf_counter() - start
+        with clock:
+            for x_ND, code in loader:
+                with autocast:
+                    loss = functional.cross_entropy(network(x_ND), torch.tensor([code]))
+                optimiser.zero_grad()
+                loss.backward()
+                optimiser.step()
+                loss.item()
     network.eval()
 
     def score(x_ND: Tensor) -> float:
         logits_C = network(x_ND)[0]
         return float(logits_C[1] - logits_C[0])
 
-    return seconds, score
+    return clock, score
 
 
 # torchmil ----------------------------------------------------------------------------------------------
 
 
-def torchmil(folder: Path, settings: Settings) -> tuple[float, Score]:
+def torchmil(folder: Path, settings: Settings) -> tuple[Clock, Score]:
     """torchmil's data set, collate function, gated ABMIL and Trainer, as its README puts them together.
 
     Its data set keeps what it has read, so that it reads each file once. Its Trainer validates after each
@@ -174,20 +185,19 @@ def torchmil(folder: Path, settings: Settings) -> tuple[float, Score]:
     optimiser = torch.optim.Adam(model.parameters(), lr=settings["rate"])
     trainer = Trainer(model, optimiser, device="cpu", disable_pbar=True, verbose=False)
     cohort.warm(sorted((folder / "npy" / "features").glob("*.npy")))
-    start = time.perf_counter()
-    trainer.train(
-        max_epochs=settings["epochs"], train_dataloader=loader,
-        val_dataloader=DataLoader(tiny, batch_size=1, collate_fn=collate_fn),  # type: ignore[arg-type]
-    )  # fmt: skip
-    seconds = time.perf_counter() - start
+    with Clock() as clock:
+        trainer.train(
+            max_epochs=settings["epochs"], train_dataloader=loader,
+            val_dataloader=DataLoader(tiny, batch_size=1, collate_fn=collate_fn),  # type: ignore[arg-type]
+        )  # fmt: skip
     model.eval()
-    return seconds, lambda x_ND: float(model(x_ND[None]))
+    return clock, lambda x_ND: float(model(x_ND[None]))
 
 
 # CLAM --------------------------------------------------------------------------------------------------
 
 
-def clam(folder: Path, settings: Settings) -> tuple[float, Score]:
+def clam(folder: Path, settings: Settings) -> tuple[Clock, Score]:
     """CLAM's data set, loader, CLAM_SB and training loops, from the user's own copy of it.
 
     With ``cluster`` as ``main.py`` does by default, without as ``--no_inst_cluster`` (attention MIL alone).
@@ -208,20 +218,19 @@ def clam(folder: Path, settings: Settings) -> tuple[float, Score]:
     )
     optimiser = get_optim(model, argparse.Namespace(opt="adam", lr=settings["rate"], reg=1e-5))
     cohort.warm(sorted((folder / "clam" / "pt_files").glob("*.pt")))
-    start = time.perf_counter()
-    for epoch in range(settings["epochs"]):
-        if settings["cluster"]:
-            train_loop_clam(epoch, model, loader, optimiser, 2, 0.7, None, loss)
-        else:
-            train_loop(epoch, model, loader, optimiser, 2, None, loss)
-    seconds = time.perf_counter() - start
+    with Clock() as clock:
+        for epoch in range(settings["epochs"]):
+            if settings["cluster"]:
+                train_loop_clam(epoch, model, loader, optimiser, 2, 0.7, None, loss)
+            else:
+                train_loop(epoch, model, loader, optimiser, 2, None, loss)
     model.eval()
 
     def score(x_ND: Tensor) -> float:
         logits_C = model(x_ND)[0][0]
         return float(logits_C[1] - logits_C[0])
 
-    return seconds, score
+    return clock, score
 
 
 # Ours --------------------------------------------------------------------------------------------------
@@ -249,7 +258,7 @@ def head_of(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def ours(folder: Path, settings: Settings) -> tuple[float, Score]:
+def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
     """``train.fit``'s parts on the packed memory map, at our defaults; standardisation is in the time.
 
     Packing is not: it is done once for a cohort, whatever is trained on it.
@@ -270,21 +279,20 @@ def ours(folder: Path, settings: Settings) -> tuple[float, Score]:
         cohort.evict(files)
     else:
         cohort.warm(files)
-    start = time.perf_counter()
-    patches = Patches(tensor_of(packed), [[each] for each in packed.ranges])
-    jobs = make_jobs(patches, targets, everything, [nothing], task, settings["seed"])
-    trained = fit_jobs(patches, targets, jobs, head=head_of(config), config=config)
-    seconds = time.perf_counter() - start
+    with Clock() as clock:
+        patches = Patches(tensor_of(packed), [[each] for each in packed.ranges])
+        jobs = make_jobs(patches, targets, everything, [nothing], task, settings["seed"])
+        trained = fit_jobs(patches, targets, jobs, head=head_of(config), config=config)
     model = assemble(head_of(config), jobs, trained).model
 
     def score(x_ND: Tensor) -> float:
         logits_C = model.bag(x_ND).logits_BC[0]
         return float(logits_C[1] - logits_C[0])
 
-    return seconds, score
+    return clock, score
 
 
-CONTENDERS: dict[str, Callable[[Path, Settings], tuple[float, Score]]] = {
+CONTENDERS: dict[str, Callable[[Path, Settings], tuple[Clock, Score]]] = {
     "field": field,
     "torchmil": torchmil,
     "clam": clam,
