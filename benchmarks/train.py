@@ -8,9 +8,9 @@ speed; learning rate by the AUROC on the bags that are scored, which only flatte
 their own defaults and at their best; ours is not tuned. Patch dropout and bag sampling are off: every patch
 of every epoch goes through the network, and is counted there. Every contender runs in a process of its own,
 all of them in each round, one after the other; a ratio is taken within a round, and the table shows the
-median over the rounds and the middle half of them. Processor time is that of the contender's own process (of all its threads,
-without loader workers); with fewer cores than work it says more than the clock does. The seed is the round's: the AUROC is the mean over the
-rounds.
+median over the rounds and the middle half of them. Processor time is that of the contender's own process,
+without loader workers; where other work shares the cores it says more than the clock does. The seed is the
+round's: the AUROC is the mean over the rounds.
 
 CLAM is GPL-3 and not part of this project: give --clam the folder of your copy of mahmoodlab/CLAM (and
 install pandas, which it needs), or it is left out, loudly.

@@ -279,6 +279,8 @@ def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
         cohort.evict(files)
     else:
         cohort.warm(files)
+    # torch imports its compiler with the first optimiser, which the others make before their time begins.
+    torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     with Clock() as clock:
         patches = Patches(tensor_of(packed), [[each] for each in packed.ranges])
         jobs = make_jobs(patches, targets, everything, [nothing], task, settings["seed"])

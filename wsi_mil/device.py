@@ -1,13 +1,17 @@
-"""Which torch device a flag means, and whether it is fast at bf16.
+"""Which torch device a flag means, whether it is fast at bf16, and memory that is kept for it.
 
 Comes in: "auto", "cpu", "cuda:1", ... Goes out: a device that works here, or an error.
 """
 
+import ctypes
+import platform
 from pathlib import Path
 
 import torch
 
 from wsi_mil.errors import ConfigError
+
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def pick_device(name: str) -> torch.device:
@@ -34,6 +38,21 @@ def bf16_is_fast(device: torch.device) -> bool:
     if device.type == "cpu":
         return bool({"avx512_bf16", "amx_bf16"} & _cpu_flags())
     return False
+
+
+def keep_memory() -> None:
+    """Tell the C library to keep freed memory of this process instead of giving it back to the system.
+
+    The activations of a network are tens of MiB each; glibc returns such pieces to the system at once, and
+    the next layer pays for fresh pages: half of the time of ResNet-50 in batches of 32 and more, a
+    twenty-fifth of a training on features. Only on glibc.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+    libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def _cpu_flags() -> set[str]:

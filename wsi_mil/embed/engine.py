@@ -4,8 +4,6 @@ Comes in: uint8 patches. Goes out: float16 features, in the order in which the b
 device's ways (pinned memory, streams, memory that runs out) and nothing of slides.
 """
 
-import ctypes
-import platform
 import time
 from collections import deque
 from collections.abc import Callable
@@ -17,12 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_mil.device import keep_memory
 from wsi_mil.embed.precision import in_precision
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ConfigError
 
 _ON_THEIR_WAY = 2  # batches that the device has before the first of them is waited for
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 @dataclass
@@ -190,17 +188,3 @@ class Engine:
                 "compiler (g++); without one leave --compile away."
             ) from error
         return module
-
-
-def keep_memory() -> None:
-    """Tell the C library to keep freed memory of this process instead of giving it back to the system.
-
-    The activations of a CNN are tens of MiB each; glibc returns such pieces to the system at once, and the
-    next layer pays for fresh pages: half of the time of ResNet-50 in batches of 32 and more. Only on glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_TOP_PAD, 64 << 20)

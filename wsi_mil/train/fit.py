@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from wsi_mil import models
 from wsi_mil.config import TrainConfig
-from wsi_mil.device import bf16_is_fast
+from wsi_mil.device import bf16_is_fast, keep_memory
 from wsi_mil.models import Front, MilModel
 from wsi_mil.train.networks import Job, Memory, Trained, Training
 from wsi_mil.train.patches import Augment, Indices, Patches
@@ -128,6 +128,8 @@ def fit_jobs(
     ``memory`` gives the memory of the group that starts with a job; ``report`` is told of network-epochs.
     """
     device = torch.device(device)
+    if device.type == "cpu":
+        keep_memory()
     patches = patches.to(device)
     trained: dict[int, Trained] = {}
     for group in _groups(patches, jobs, head, config, device, front):

@@ -26,8 +26,8 @@ from wsi_mil.train.patches import Augment, Indices, Moments, Patches
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 
-_PIECE = 262_144
-"""Values that are standardised at a time on a CPU (1 MB as float32)."""
+_PIECE = 524_288
+"""Values that are taken and standardised at a time on a CPU (2 MB as float32)."""
 
 COX_BAGS = 32
 """Bags per step of Cox's likelihood, which compares the bags of a step."""
@@ -151,8 +151,7 @@ class Training:
                 [self.patches.draw(b, size, dropout, rng) for b in bags]
                 for bags, rng in zip(bag_MB.tolist(), self.draws, strict=True)
             ]
-            x_MTD, bag_MT = self.patches.batch(rows_MB, self.device)
-            x_MTD = self._standardise(x_MTD)
+            x_MTD, bag_MT = self._batch(rows_MB)
             if self.config.feature_noise:
                 noise = torch.randn(x_MTD.shape, generator=self.generator, device=self.device)
                 x_MTD = x_MTD + self.config.feature_noise * noise
@@ -217,23 +216,31 @@ class Training:
                     lambda: (self._standardise(x_ND[i : i + CHUNK].to(self.device)[None])[0] for i in parts)
                 )
             return logits[None]
-        x_MTD, bag_MT = self.patches.batch([[self.patches.rows(b)] for b in bag_M.tolist()], self.device)
+        x_MTD, bag_MT = self._batch([[self.patches.rows(b)] for b in bag_M.tolist()])
         with self._precision():
-            return self.lanes(self._standardise(x_MTD), bag_MT, 1)
+            return self.lanes(x_MTD, bag_MT, 1)
+
+    def _batch(self, rows_MB: Sequence[Sequence[Indices]]) -> tuple[Tensor, Tensor]:
+        """Return patches (M, T, ...), features standardised and pixels as they are, and their bags (M, T)."""
+        row_MT, bags_MT = self.patches.layout(rows_MB)
+        bag_MT = torch.from_numpy(bags_MT).to(self.device)
+        if self.mean_MTD is None:
+            return self.patches.take(row_MT).to(self.device), bag_MT
+        shape = (*row_MT.shape, self.patches.dim)
+        x_MTD = torch.empty(shape, dtype=torch.bfloat16 if self.bf16 else torch.float32, device=self.device)
+        # On a CPU in pieces that stay in its cache: many passes over memory become one.
+        on_cpu = self.device.type == "cpu"
+        piece = _PIECE // self.patches.dim // len(row_MT) + 1 if on_cpu else row_MT.shape[1]
+        for start in range(0, row_MT.shape[1], piece):
+            part = slice(start, start + piece)
+            x_MTD[:, part] = self._standardise(self.patches.take(row_MT[:, part]).to(self.device))
+        return x_MTD, bag_MT
 
     def _standardise(self, x_MTD: Tensor) -> Tensor:
-        """Return the features standardised; pixels as they are."""
+        """Return features standardised, in float32; pixels as they are."""
         if self.mean_MTD is None or self.scale_MTD is None:
             return x_MTD
-        standard_MTD = torch.empty(
-            x_MTD.shape, dtype=torch.bfloat16 if self.bf16 else torch.float32, device=self.device
-        )
-        # On a CPU in pieces that stay in its cache: four passes over memory become one.
-        rows = _PIECE // x_MTD.shape[2] // x_MTD.shape[0] + 1 if self.device.type == "cpu" else len(x_MTD[0])
-        for start in range(0, x_MTD.shape[1], rows):
-            part = slice(start, start + rows)
-            standard_MTD[:, part] = (x_MTD[:, part].float() - self.mean_MTD).mul_(self.scale_MTD)
-        return standard_MTD
+        return (x_MTD.float() - self.mean_MTD).mul_(self.scale_MTD)
 
     def _precision(self) -> Any:
         return torch.autocast(self.device.type, torch.bfloat16) if self.bf16 else nullcontext()

@@ -86,23 +86,23 @@ class Patches:
         # Sorted: rows that lie together are read together.
         return rows if wanted == length else rows[np.sort(rng.permutation(length)[:wanted])]
 
-    def batch(self, rows_MB: Sequence[Sequence[Indices]], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return x (M, T, ...) of M networks' bags, one below the other, and the bag of each row (M, T).
+    def layout(self, rows_MB: Sequence[Sequence[Indices]]) -> tuple[Indices, Indices]:
+        """Return the rows (M, T) of M networks' bags, one below the other, and the bag of each (M, T).
 
         Where a network has fewer rows than another, the rest is some patch, and its bag is -1.
         """
         totals = [sum(len(rows) for rows in each) for each in rows_MB]
-        if len(rows_MB) == 1 and len(rows_MB[0]) == 1:
-            x_MT = self._take(rows_MB[0][0])[None]
-            return x_MT.to(device), torch.zeros((1, totals[0]), dtype=torch.int64, device=device)
         row_MT = np.zeros((len(rows_MB), max(totals)), np.int64)
         bag_MT = np.full(row_MT.shape, -1, np.int64)
         for m, each in enumerate(rows_MB):
             row_MT[m, : totals[m]] = np.concatenate(each)
             bag_MT[m, : totals[m]] = np.repeat(np.arange(len(each)), [len(rows) for rows in each])
+        return row_MT, bag_MT
+
+    def take(self, row_MT: Indices) -> Tensor:
+        """Return the patches (M, T, ...) of some rows; a view where they lie together."""
         x_MT = self._take(row_MT.reshape(-1))
-        x_MT = x_MT.view(*row_MT.shape, *x_MT.shape[1:])
-        return x_MT.to(device), torch.from_numpy(bag_MT).to(device)
+        return x_MT.view(*row_MT.shape, *x_MT.shape[1:])
 
     def moments(self, bags: Indices) -> Moments:
         """Return mean and deviation over the patches of some bags; each bag weighs the same."""
