@@ -19,7 +19,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 """Changes patches (T, ...) at random while training."""
 
 _TAKEN = 2_097_152
-"""Values that are taken at a time on a CPU (8 MB as float32): fewer would be more waiting for other threads."""
+"""Values that are taken at a time on a CPU (8 MB as float32); with fewer, threads wait more often."""
 
 _PIECE = {"cpu": 256, "cuda": 65_536}
 """Patches whose moments are taken at a time: on a CPU they stay in its cache."""
