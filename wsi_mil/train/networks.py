@@ -26,9 +26,6 @@ from wsi_mil.train.patches import Augment, Indices, Moments, Patches
 WARM_UP = 0.1
 """Part of the steps in which the learning rate rises."""
 
-_PIECE = 524_288
-"""Values that are taken and standardised at a time on a CPU (2 MB as float32)."""
-
 COX_BAGS = 32
 """Bags per step of Cox's likelihood, which compares the bags of a step."""
 
@@ -228,12 +225,8 @@ class Training:
             return self.patches.take(row_MT).to(self.device), bag_MT
         shape = (*row_MT.shape, self.patches.dim)
         x_MTD = torch.empty(shape, dtype=torch.bfloat16 if self.bf16 else torch.float32, device=self.device)
-        # On a CPU in pieces that stay in its cache: many passes over memory become one.
-        on_cpu = self.device.type == "cpu"
-        piece = _PIECE // self.patches.dim // len(row_MT) + 1 if on_cpu else row_MT.shape[1]
-        for start in range(0, row_MT.shape[1], piece):
-            part = slice(start, start + piece)
-            x_MTD[:, part] = self._standardise(self.patches.take(row_MT[:, part]).to(self.device))
+        for part, raw_MTD in self.patches.pieces(row_MT, self.device):
+            x_MTD[:, part] = self._standardise(raw_MTD)
         return x_MTD, bag_MT
 
     def _standardise(self, x_MTD: Tensor) -> Tensor:
