@@ -187,7 +187,8 @@ def main() -> None:
 
     repeats = len(np.unique(tested["repeat"]))
     table = Table(
-        title=f"{len(slides)} slides, {len(chosen)} folds, {repeats} repeats; C {sorted(set(chosen))}"
+        title=f"{len(slides)} slides, {repeats} x {len(chosen) // repeats} folds; "
+        f"C from {min(chosen):.2g} to {max(chosen):.2g}"
     )
     for column in ("AUROC", "value", "95 % interval"):
         table.add_column(column, justify="left" if column == "AUROC" else "right")
