@@ -192,6 +192,14 @@ def test_the_grid_chooses_on_validation_parts_and_says_what(tmp_path):
             train.run(config(tmp_path, grid=grid, name="bad"))
 
 
+def test_a_grid_without_a_validation_part_is_refused(tmp_path):
+    make_run(tmp_path, slides=4, per_patient=1)
+    grid = tmp_path / "grid.toml"
+    grid.write_text("hidden_dim = [8, 16]\n")
+    with pytest.raises(LabelError, match=r"--grid: fold 0 has no validation part"):
+        train.run(config(tmp_path, folds=2, grid=grid))
+
+
 def test_shuffled_labels_give_the_null(tmp_path):
     make_run(tmp_path)
     result = train.run(config(tmp_path, permutations=5, epochs=8, members=1))

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from wsi_mil import metrics, models
 from wsi_mil.config import TrainConfig
+from wsi_mil.errors import LabelError
 from wsi_mil.train.fit import Fitted, assemble, fit_jobs, make_jobs, predict_logits
 from wsi_mil.train.memory import Work
 from wsi_mil.train.networks import Job, Trained
@@ -69,7 +70,16 @@ def cross_validate(
 
     Of the settings the one is taken, fold by fold, whose members have the lowest mean loss on their
     validation parts; test bags have no say. ``report`` is told of network-epochs.
+
+    Raises:
+        LabelError: there is a grid, and a fold without validation bags to choose by.
     """
+    for number, vals in enumerate(plan.vals):
+        if len(grid) > 1 and not any(len(val) for val in vals):
+            raise LabelError(
+                f"--grid: fold {number} has no validation part to choose by (too few training patients of a "
+                "class, or splits that name none); use fewer folds, other splits, or no --grid."
+            )
     candidates: list[list[Fitted]] = [[] for _ in plan.folds]
     for number, setting in enumerate(grid):
         changed = dataclasses.replace(config, **setting)
