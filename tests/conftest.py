@@ -21,6 +21,14 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
 @pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; the test is skipped, and says so, where it is not."""
+    if not REAL.is_dir():
+        pytest.skip(f"no real data at {REAL}")
+    return REAL
+
+
+@pytest.fixture(scope="session")
 def real_slides() -> Path:
     """The folder of real slides; the test is skipped, and says so, where it is not."""
     folder = REAL / "slides"
