@@ -1,8 +1,8 @@
 """UCSB Bio-Segmentation Benchmark, breast: 58 H&E fields of 896 x 768 -> bags of patches.
 
-Comes in: a folder with the fields (.tif as they are downloaded, or .png), whose names say benign or malignant.
-Goes out: a bag per field: the patches of a grid of 32 x 32 pixels, less those of which 75 % or more is white;
-malignant is positive. Which patches are malignant nobody knows.
+Comes in: a folder with the fields (.tif as they are downloaded, or .png), whose names say benign or
+malignant. Goes out: a bag per field: the patches of a grid of 32 x 32 pixels, less those of which 75 % or
+more is white; malignant is positive. Which patches are malignant nobody knows.
 """
 
 from pathlib import Path

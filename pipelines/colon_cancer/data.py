@@ -29,7 +29,9 @@ def load(folder: Path) -> list[Bag]:
         FormatError: a file holds something else than it should.
     """
     numbers = {
-        int(match[1]): path for path in folder.glob("img*/") if (match := re.fullmatch(r"img(\d+)", path.name))
+        int(match[1]): path
+        for path in folder.glob("img*/")
+        if (match := re.fullmatch(r"img(\d+)", path.name))
     }
     if not numbers:
         raise FileNotFoundError(

@@ -1,6 +1,6 @@
 """The paper's table of colon cancer: six methods, end to end on nuclei, cross-validated.
 
-    python -m pipelines.colon_cancer.run --data FOLDER --methods attention gated-attention --repetitions 1
+python -m pipelines.colon_cancer.run --data FOLDER --methods attention gated-attention --repetitions 1
 """
 
 import functools
@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pipelines.colon_cancer.data import SIDE, load
 from pipelines.paper import crossval, networks
 from pipelines.paper.augment import Augment
+from pipelines.paper.colours import reinhard
 from pipelines.paper.recipe import Recipe
 
 RECIPE = Recipe(
-    front=functools.partial(networks.histology, SIDE), features=networks.HISTOLOGY, augment=Augment(),
+    front=functools.partial(networks.histology, SIDE), features=networks.HISTOLOGY, prepare=reinhard,
+    augment=Augment(),
     learning_rate=1e-4, weight_decay=5e-4, epochs=100,
 )  # fmt: skip
 
@@ -47,7 +49,12 @@ PAPER = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     return crossval.command(
-        __doc__.splitlines()[0], "runs/colon_cancer", recipe=RECIPE, load=load, paper=PAPER, arguments_=arguments
+        __doc__.splitlines()[0],
+        "runs/colon_cancer",
+        recipe=RECIPE,
+        load=load,
+        paper=PAPER,
+        arguments_=arguments,
     )
 
 

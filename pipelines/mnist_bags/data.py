@@ -1,8 +1,8 @@
 """MNIST -> bags of digits, positive where a 9 is among them.
 
-Comes in: the four idx files, gzipped or not. Goes out: bags drawn from a seed. Half of them are positive. The size
-of a bag is drawn first, so that it says nothing of the label: a positive bag's digits are drawn until a 9 is
-among them, a negative bag's from all digits but 9. The nines are the key patches.
+Comes in: the four idx files, gzipped or not. Goes out: bags drawn from a seed. Half of them are positive. The
+size of a bag is drawn first, so that it says nothing of the label: a positive bag's digits are drawn until a
+9 is among them, a negative bag's from all digits but 9. The nines are the key patches.
 """
 
 import gzip
@@ -41,15 +41,17 @@ def read(folder: Path, part: Literal["train", "t10k"]) -> Digits:
     images = _idx(folder / f"{part}-images-idx3-ubyte", 3)
     digits = _idx(folder / f"{part}-labels-idx1-ubyte", 1)
     if len(images) != len(digits):
-        raise FormatError(f"{folder}: {len(images)} images of {part} and {len(digits)} labels; download it again.")
+        raise FormatError(
+            f"{folder}: {len(images)} images of {part} and {len(digits)} labels; download it again."
+        )
     return Digits(images=images, digits=digits)
 
 
 def draw(digits: Digits, count: int, mean: float, deviation: float, seed: list[int], name: str) -> list[Bag]:
     """Return ``count`` bags, by turns positive and negative, named NAME-0, NAME-1, ...
 
-    Sizes are drawn from a normal distribution, rounded, and at least 1; digits with replacement. The first bags
-    are the same whatever ``count`` is.
+    Sizes are drawn from a normal distribution, rounded, and at least 1; digits with replacement. The first
+    bags are the same whatever ``count`` is.
     """
     rng = np.random.default_rng(seed)
     is_target = digits.digits == TARGET
@@ -80,7 +82,9 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     elif path.is_file():
         content = path.read_bytes()
     else:
-        raise FileNotFoundError(f"{packed}: no such file (and none without .gz); wanted MNIST's four idx files")
+        raise FileNotFoundError(
+            f"{packed}: no such file (and none without .gz); wanted MNIST's four idx files"
+        )
     head = np.frombuffer(content[: 4 * (1 + dimensions)], ">u4")
     if len(head) != 1 + dimensions or head[0] != _MAGIC[dimensions]:
         raise FormatError(f"{path}: not an idx file of bytes in {dimensions} dimensions; download it again.")

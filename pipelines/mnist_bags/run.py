@@ -1,6 +1,6 @@
-"""MNIST-bags of the paper: the AUC of bags over the number of training bags, for bags of 10, 50 and 100 digits.
+"""MNIST-bags of the paper: the AUC of bags over the number of training bags, of 10, 50 and 100 digits each.
 
-    python -m pipelines.mnist_bags.run --data FOLDER --methods attention --means 10 --bags 50 100 --repetitions 5
+python -m pipelines.mnist_bags.run --data FOLDER --methods attention --means 10 --bags 50 100 --repetitions 5
 """
 
 import functools
@@ -98,7 +98,9 @@ def _cell(outcomes: list[runs.Outcome]) -> str:
 
 def main(arguments_: Sequence[str] | None = None) -> int:
     parser = arguments(__doc__.splitlines()[0], "runs/mnist_bags")
-    parser.add_argument("--means", nargs="+", type=int, choices=sorted(DEVIATION), default=[10], help="default 10")
+    parser.add_argument(
+        "--means", nargs="+", type=int, choices=sorted(DEVIATION), default=[10], help="default 10"
+    )
     parser.add_argument("--bags", nargs="+", type=int, choices=COUNTS, default=list(COUNTS), metavar="N",
                         help=f"training bags: of {', '.join(map(str, COUNTS))}; default: all")  # fmt: skip
     parser.add_argument("--repetitions", type=int, default=5, help="each draws its own bags; default 5")

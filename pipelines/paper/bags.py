@@ -11,16 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = 0.9
-"""Lightness (mean of the channels, 1 is white) from which a pixel is white: the threshold of Kandemir, Zhang &
-Hamprecht, MICCAI 2014, whose data set the paper took over. The paper gives none."""
+"""Lightness (mean of the channels, 1 is white) from which a pixel is white: the threshold of Kandemir, Zhang
+& Hamprecht, MICCAI 2014, who cut these fields before. The paper gives none."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bag:
     """One bag.
 
-    ``patches`` is (N, channels, side, side) uint8. ``key_N`` says which patches make a bag positive; None where
-    nobody knows. ``corner_N2`` holds the patches' top-left (x, y) in the field; None where there is no field.
+    ``patches`` is (N, channels, side, side) uint8. ``key_N`` says which patches make a bag positive; None
+    where nobody knows. ``corner_N2`` holds the patches' top-left (x, y) in the field; None where
+    there is none.
     """
 
     name: str
@@ -62,7 +63,7 @@ def cut(field: NDArray[np.uint8], corner_N2: NDArray[np.int64], side: int) -> ND
 
 
 def around(centre_N2: NDArray[np.float64], side: int) -> NDArray[np.int64]:
-    """Return the corners of patches of an odd ``side`` with the pixel nearest to each (x, y) in the middle."""
+    """Return the corners of patches of an odd ``side``, the pixel nearest to each (x, y) in the middle."""
     return np.floor(centre_N2 + 0.5).astype(np.int64) - side // 2
 
 

@@ -1,7 +1,7 @@
 """Cross-validation of the paper's methods on fields, as a command.
 
-Comes in: how to load a data set's bags, the recipe and the paper's figures. Goes out: runs on disk, and the table
-on standard output. It knows no particular data set.
+Comes in: how to load a data set's bags, the recipe and the paper's figures. Goes out: runs on disk, and the
+table on standard output. It knows no particular data set.
 """
 
 import argparse
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipelines.paper import keys, runs, tables
 from pipelines.paper.bags import Bag, digest
@@ -20,12 +21,16 @@ from pipelines.paper.recipe import METHODS, Recipe
 from wsi_mil.errors import WsiMilError
 
 Load = Callable[[Path], list[Bag]]
+Prepare = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 @functools.cache
-def _loaded(load: Load, data: Path) -> tuple[list[Bag], str]:
+def _loaded(load: Load, data: Path, prepare: Prepare | None) -> tuple[list[Bag], str]:
+    """Return the bags, made ready, and the digest of what they were before."""
     bags = load(data)
-    return bags, digest(bags)
+    if prepare is None:
+        return bags, digest(bags)
+    return [dataclasses.replace(bag, patches=prepare(bag.patches)) for bag in bags], digest(bags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +45,20 @@ class CrossValidation:
     @property
     def bags(self) -> list[Bag]:
         """Return all bags; they are read once per process."""
-        return _loaded(self.load, self.data)[0]
+        return _loaded(self.load, self.data, self.recipe.prepare)[0]
 
-    def runs(self, method: str, repetition: int) -> list[runs.Run]:
+    def runs_of(self, method: str, repetition: int) -> list[runs.Run]:
         """Return the runs of one cross-validation; each repetition draws its own folds."""
         settings = self.recipe.settings(method) | {
-            "data": _loaded(self.load, self.data)[1], "repetition": repetition, "folds": self.folds,
-        }  # fmt: skip
+            "data": _loaded(self.load, self.data, self.recipe.prepare)[1],
+            "repetition": repetition,
+            "folds": self.folds,
+        }
         return [
             runs.Run(
-                name=f"{method}/repetition{repetition}_fold{fold}", method=method, settings=settings | {"fold": fold}
+                name=f"{method}/repetition{repetition}_fold{fold}",
+                method=method,
+                settings=settings | {"fold": fold},
             )
             for fold in range(self.folds)
         ]
@@ -60,8 +69,8 @@ class CrossValidation:
         bags = self.bags
         fold = runs.folds(bags, self.folds, repetition)[number]
         return runs.Parts(
-            learn=[bags[i] for i in fold.train],
-            val=np.flatnonzero(np.isin(fold.train, fold.val)),
+            learn=[bags[i] for i in fold.learn],
+            val=np.flatnonzero(np.isin(fold.learn, fold.val)),
             test=[bags[i] for i in fold.test],
             seed=1000 * repetition + number,
         )
@@ -70,11 +79,16 @@ class CrossValidation:
 def arguments(description: str, out: str) -> argparse.ArgumentParser:
     """Return the parser of what every command of the paper takes."""
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", type=Path, required=True, help="folder with the data (the README says what)")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="folder with the data (the README says what)"
+    )
     parser.add_argument("--out", type=Path, default=Path(out), help=f"folder of the runs; default {out}")
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD",
                         help=f"of {', '.join(METHODS)}; default: all")  # fmt: skip
     parser.add_argument("--epochs", type=int, help="epochs of a run; default: the paper's")
+    parser.add_argument(
+        "--patience", type=int, help="epochs without a better one after which a run stops; default: never"
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default fp32")
     parser.add_argument("--workers", type=int, default=1, help="processes that run side by side; default 1")
     parser.add_argument("--threads", type=int, default=1, help="threads of each; default 1")
@@ -85,7 +99,7 @@ def arguments(description: str, out: str) -> argparse.ArgumentParser:
 def changed(recipe: Recipe, given: argparse.Namespace) -> Recipe:
     """Return the recipe with the settings of the command."""
     epochs = recipe.epochs if given.epochs is None else given.epochs
-    return dataclasses.replace(recipe, epochs=epochs, precision=given.precision)
+    return dataclasses.replace(recipe, epochs=epochs, patience=given.patience, precision=given.precision)
 
 
 def command(
@@ -97,9 +111,11 @@ def command(
     paper: Mapping[str, Mapping[str, tables.Figure | float]],
     arguments_: Sequence[str] | None = None,
 ) -> int:
-    """Run what the arguments ask for and print the table; 1 where something is wrong, with one line of why."""
+    """Run what the arguments ask for and print the table; 1 where something is wrong, with a line of why."""
     parser = arguments(description, out)
-    parser.add_argument("--repetitions", type=int, default=1, help="cross-validations; default 1 (the paper: 5)")
+    parser.add_argument(
+        "--repetitions", type=int, default=1, help="cross-validations; default 1 (the paper: 5)"
+    )
     parser.add_argument("--folds", type=int, default=10, help="default 10")
     given = parser.parse_args(arguments_)
     try:
@@ -109,7 +125,7 @@ def command(
         # A repetition of every method before the next one: what has run at any time can be compared.
         wanted = [(method, each) for each in range(given.repetitions) for method in given.methods]
         if not given.table:
-            todo = [run for method, each in wanted for run in experiment.runs(method, each)]
+            todo = [run for method, each in wanted for run in experiment.runs_of(method, each)]
             runs.perform(experiment, todo, given.out, workers=given.workers, threads=given.threads)
         found = stored(experiment, given.methods, given.repetitions, given.out)
     except (WsiMilError, FileNotFoundError) as error:
@@ -119,7 +135,9 @@ def command(
     for method, repetitions in found.items():
         areas = keys.within_bags(outcome for each in repetitions for outcome in each)
         if areas:
-            print(f"\nkey instances, {METHODS[method]}: AUROC within positive test bags {keys.interval(areas)}")
+            print(
+                f"\nkey instances, {METHODS[method]}: AUROC within positive test bags {keys.interval(areas)}"
+            )
     return 0
 
 
@@ -130,7 +148,7 @@ def stored(
     found: dict[str, list[list[runs.Outcome]]] = {}
     for method in methods:
         for repetition in range(repetitions):
-            each = [runs.read(run, folder) for run in experiment.runs(method, repetition)]
+            each = [runs.read(run, folder) for run in experiment.runs_of(method, repetition)]
             if there := [outcome for outcome in each if outcome is not None]:
                 found.setdefault(method, []).append(there)
     return found

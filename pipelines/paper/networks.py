@@ -1,13 +1,12 @@
 """The networks of the paper's appendix that stand in front of the bag: patches -> features.
 
-Comes in: patches (T, channels, side, side) of 0 to 255, whatever their type. Goes out: features (T, D), on which
-the project's own models pool and classify. ReLU stands after each pooling instead of before it: the maximum
-is the same, on a quarter of the values.
+Comes in: patches (T, channels, side, side) of 0 to 255, whatever their type. Goes out: features (T, D), on
+which the project's own models pool and classify. ReLU stands after each pooling instead of before it: the
+maximum is the same, on a quarter of the values.
 """
 
+import torch
 from torch import Tensor, nn
-
-from wsi_mil.encoders.stain import stain_normalizer
 
 HISTOLOGY = 512
 """Features of the network for histology."""
@@ -21,17 +20,11 @@ _MNIST_MEAN, _MNIST_DEVIATION = 0.1307, 0.3081
 
 
 class Colours(nn.Module):
-    """Each patch in the colours of a reference (Reinhard's statistics), and on -1 to 1."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normalise = stain_normalizer("reinhard")
+    """Values of 0 to 255 on -1 to 1, the channels of a pixel side by side: a CPU's convolutions like it."""
 
     def forward(self, x_T3HW: Tensor) -> Tensor:
         """Return float32 of -1 to 1."""
-        assert self.normalise is not None
-        coloured: Tensor = self.normalise(x_T3HW)
-        return coloured / 127.5 - 1
+        return (x_T3HW.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
 
 
 class Greys(nn.Module):
@@ -80,4 +73,4 @@ def _initialised(network: nn.Sequential) -> nn.Sequential:
             nn.init.xavier_uniform_(layer.weight)
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
-    return network
+    return network.to(memory_format=torch.channels_last)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import nn
 
 from wsi_mil.config import TrainConfig
@@ -32,14 +34,18 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """An encoder, its ``features``, how patches are changed in training, and the optimiser's settings."""
+    """An encoder, its ``features``, how patches are made ready (``prepare``) and changed in training
+    (``augment``), and the optimiser's settings. ``patience`` None: all epochs, as in the paper.
+    """
 
     front: Callable[[], nn.Module]
     features: int
+    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     augment: Augment | None
     learning_rate: float
     weight_decay: float
     epochs: int
+    patience: int | None = None
     precision: Precision = "fp32"
 
     def head(self, method: str) -> dict[str, Any]:
@@ -66,7 +72,7 @@ class Recipe:
             dropout=0.0, patch_dropout=0.0, bag_size="full", label_smoothing=0.0, balance="none",
             optimiser="adam", schedule="constant", stop_on="loss+error", attention_rate=1.0,
             learning_rate=self.learning_rate, weight_decay=self.weight_decay, batch_size=1,
-            epochs=self.epochs, patience=self.epochs, precision=self.precision,
+            epochs=self.epochs, patience=self.patience or self.epochs, precision=self.precision,
         )  # fmt: skip
 
     def settings(self, method: str) -> dict[str, Any]:
@@ -76,4 +82,7 @@ class Recipe:
             "model", "attention_dim", "optimiser", "schedule", "stop_on", "learning_rate", "weight_decay",
             "batch_size", "epochs", "patience", "precision",
         )  # fmt: skip
-        return {name: getattr(config, name) for name in names} | {"augment": repr(self.augment)}
+        return {name: getattr(config, name) for name in names} | {
+            "prepare": self.prepare and self.prepare.__name__,
+            "augment": repr(self.augment),
+        }

@@ -1,8 +1,8 @@
 """Runs: one network trained and tested, and the file that holds what came of it.
 
-Comes in: an ``Experiment``, which says what there is to run and on which bags. Goes out: a JSON file per run, with
-the patches' attention in an .npz beside it. A run whose file is there is not run again, so that a killed command
-goes on; a file that other settings made is an error. It knows no data set.
+Comes in: an ``Experiment``, which says what there is to run and on which bags. Goes out: a JSON file per run,
+with the patches' attention in an .npz beside it. A run whose file is there is not run again, so that a killed
+command goes on; a file that other settings made is an error. It knows no data set.
 """
 
 import json
@@ -28,7 +28,7 @@ FORMAT = {"format": "wsi-mil paper run", "format_version": 1}
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run: its file's name in the output folder, less the suffix, the method, and what else decides it."""
+    """One run: its file's name in the output folder, less the suffix, its method, and all that decides it."""
 
     name: str
     method: str
@@ -45,6 +45,15 @@ class Parts:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fold:
+    """Which bags a network learns from, which of these only choose its epoch, and which it is tested on."""
+
+    learn: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
 class Experiment(Protocol):
     """A data set and a recipe; it is sent to other processes."""
 
@@ -56,7 +65,7 @@ class Experiment(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What is stored of a run. ``attention`` and ``key`` hold an array per test bag (key: empty if unknown)."""
+    """What is stored of a run. ``attention`` and ``key`` hold an array per test bag (no key known: empty)."""
 
     settings: dict[str, Any]
     names: list[str]
@@ -77,21 +86,19 @@ def auroc(code_B: NDArray[np.int64], probability_B: NDArray[np.float64]) -> floa
     return metrics.auroc(code_B, np.stack([1 - probability_B, probability_B], axis=1))
 
 
-def folds(bags: Sequence[Bag], count: int, repetition: int) -> list[metrics.Fold]:
-    """Return ``count`` folds, stratified by label: each tests one part, and validates on the next one.
+def folds(bags: Sequence[Bag], count: int, repetition: int) -> list[Fold]:
+    """Return ``count`` folds with equal parts of both classes: each tests one part and validates on the next.
 
-    Every bag is a patient of its own: the data say no more, and the paper did the same.
+    Bags are dealt like cards, the positive ones first, in an order that the repetition draws. Every bag
+    counts as a patient of its own: the data say no more, and the paper did the same.
     """
-    code_B = codes(bags)
-    made = metrics.patient_folds(
-        code_B, [bag.name for bag in bags], count, seed=repetition, names=["negative", "positive"]
-    )
-    tests = [each.test for each in made]
+    rng, code_B = np.random.default_rng([repetition, count]), codes(bags)
+    order = np.concatenate([rng.permutation(np.flatnonzero(code_B == code)) for code in (1, 0)])
+    parts = [np.sort(order[start::count]) for start in range(count)]
+    everything = np.arange(len(bags))
     return [
-        metrics.Fold(
-            train=np.setdiff1d(np.arange(len(bags)), test), test=test, val=tests[(number + 1) % count]
-        )
-        for number, test in enumerate(tests)
+        Fold(learn=np.setdiff1d(everything, part), val=parts[(number + 1) % count], test=part)
+        for number, part in enumerate(parts)
     ]
 
 
@@ -100,8 +107,9 @@ def carry_out(experiment: Experiment, run: Run, folder: Path) -> Outcome:
     recipe, parts = experiment.recipe, experiment.parts(run)
     started = time.perf_counter()
     fitted = train.fit(
-        [bag.patches for bag in parts.learn], codes(parts.learn), head=recipe.head(run.method), vals=[parts.val],
-        config=recipe.config(run.method), seed=parts.seed, front=recipe.front, augment=recipe.augment,
+        [bag.patches for bag in parts.learn], codes(parts.learn), head=recipe.head(run.method),
+        vals=[parts.val], config=recipe.config(run.method), seed=parts.seed, front=recipe.front,
+        augment=recipe.augment,
     )  # fmt: skip
     trained_s = time.perf_counter() - started
     with torch.inference_mode():
@@ -164,8 +172,8 @@ def read(run: Run, folder: Path) -> Outcome | None:
     for field in [*wanted, *(name for name in found if name not in wanted)]:
         if found.get(field) != wanted.get(field):
             raise StaleOutputError(
-                f"{path}: made with {field} {found.get(field)!r}, and now it is {wanted.get(field)!r}. Use another "
-                "--out, or remove the file."
+                f"{path}: made with {field} {found.get(field)!r}, and now it is {wanted.get(field)!r}. Use "
+                "another --out, or remove the file."
             )
     with np.load(stem.with_name(f"{stem.name}.npz")) as arrays:
         attention = np.split(arrays["attention"], np.cumsum(arrays["patches"])[:-1])

@@ -46,10 +46,10 @@ def decisions(code_B: NDArray[np.int64], probability_B: NDArray[np.float64]) -> 
 def scores(repetitions: Sequence[Sequence[Outcome]]) -> dict[str, Cell]:
     """Return the scores of a method from the folds of each repetition.
 
-    Accuracy, precision, recall and F-score are of all bags that a repetition tested (a fold alone may have none
-    that is called positive); the AUC is the mean over a repetition's folds. Mean over the repetitions; standard
-    error over the repetitions where there are two or more, else over the folds (AUC, accuracy).
-    "pooled AUC" is of all bags that a repetition tested, though their probabilities are of different networks.
+    Accuracy, precision, recall and F-score are of all bags that a repetition tested (a fold alone may have
+    none that is called positive); the AUC is the mean over a repetition's folds. Mean over the repetitions;
+    standard error over the repetitions where there are two or more, else over the folds (AUC, accuracy).
+    "pooled AUC" is of all bags that a repetition tested, though their probabilities are of several networks.
     """
     rows = [_repetition(each) for each in repetitions]
     cells = {name: _cell([row[name] for row in rows]) for name in rows[0]}
@@ -78,14 +78,20 @@ def table(
             cells = scores(repetitions)
             tested = sum(len(each) for each in repetitions)
             whole = sum(len(each) == folds for each in repetitions)
-            runs = f"{tested} folds ({whole} x {folds})" if whole * folds == tested else f"{tested} folds, not all"
+            runs = (
+                f"{tested} folds ({whole} x {folds})"
+                if whole * folds == tested
+                else f"{tested} folds, not all"
+            )
             figures = " | ".join(str(cells[name]) for name in columns)
             lines.append(
                 f"| **{title}** | {runs} | {figures} | {cells['pooled AUC']} | "
                 f"{verdict(cells['AUC'].mean, paper[method]['AUC'])} |"
             )
         else:
-            lines.append(f"| **{title}** | not run | " + " | ".join("-" for _ in range(len(columns) + 2)) + " |")
+            lines.append(
+                f"| **{title}** | not run | " + " | ".join("-" for _ in range(len(columns) + 2)) + " |"
+            )
         theirs = " | ".join(_figure(paper[method][name]) for name in columns)
         lines.append(f"| {title}, paper | 5 x 10 | {theirs} | | |")
     return "\n".join(lines)
