@@ -25,7 +25,7 @@ from pipelines.paper.bags import Bag, around, codes, cut, digest, grid, white_sh
 from pipelines.paper.colours import reinhard
 from pipelines.paper.crossval import CrossValidation
 from pipelines.paper.recipe import METHODS, Recipe
-from wsi_mil.errors import FormatError, StaleOutputError
+from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 
 RNG = np.random.default_rng(0)
 
@@ -213,11 +213,10 @@ def test_the_network_for_digits_is_the_papers():
 
 def test_patches_come_to_the_network_in_the_colours_of_a_reference():
     plain = (patches(2, 27).float() * 0.3 + torch.tensor([120.0, 60.0, 100.0])[:, None, None]).round()
-    # Patches of other colours and the same structure look the same afterwards.
-    dyed = ((plain + 1) * torch.tensor([0.9, 1.1, 0.95])[:, None, None] - 1).round()
-    one, other = (reinhard(x.to(torch.uint8).numpy()).astype(float) for x in (plain, dyed))
-    assert (plain - dyed).abs().mean() > 5
-    assert np.abs(one - other).mean() < 1.5
+    dyed = (plain * torch.tensor([0.8, 1.3, 0.9])[:, None, None]).round()
+    one, other = (reinhard(x.to(torch.uint8).numpy()).mean(axis=(2, 3)) for x in (plain, dyed))
+    assert (plain - dyed).mean((2, 3)).abs().max() > 20
+    assert np.abs(one - other).max() < 4
     white = np.full((1, 3, 27, 27), 255, np.uint8)
     np.testing.assert_array_equal(reinhard(white), white)
 
@@ -318,6 +317,8 @@ def test_folds_test_each_bag_once_and_validate_on_bags_that_they_do_not_test():
         assert set(fold.val) < set(fold.learn)
         assert len(fold.val) == 3
         assert 0 < codes(bags)[fold.test].sum() < 3
+    with pytest.raises(ConfigError, match="--folds 2: wanted 3 to 30"):
+        runs.folds(bags, 2, 0)
     assert any(set(a.test) != set(b.test) for a, b in zip(made, runs.folds(bags, 10, 1), strict=True))
 
 
@@ -471,10 +472,10 @@ def test_the_colon_command_prints_the_table(tmp_path, capsys):
             **{"epithelial" if number % 2 else "others": spots, "fibroblast": [[9, 9]]},
         )
     given = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--methods", "attention",
-             "--folds", "2", "--epochs", "1"]  # fmt: skip
+             "--folds", "4", "--epochs", "1"]  # fmt: skip
     assert colon_run.main(given) == 0
     printed = capsys.readouterr().out
-    assert "| **attention** | 2 folds (1 x 2) |" in printed
+    assert "| **attention** | 4 folds (1 x 4) |" in printed
     assert "key instances, attention: AUROC within positive test bags" in printed
     assert colon_run.main([*given, "--table"]) == 0
     assert capsys.readouterr().out.splitlines()[0].startswith("| method |")

@@ -1,8 +1,8 @@
 """The paper's figures 10 to 12: where the attention of the fold that never saw a field lies in it.
 
 Comes in: the fields, the runs of ``pipelines.colon_cancer.run``, and which fields to draw. Goes out: a JPEG
-for each: the field; the patches of all nuclei; those of the epithelial ones (the truth); and the attention, from
-the lowest to the highest of the field.
+for each: the field; the patches of all nuclei; those of the epithelial ones (the truth); and the attention,
+from the lowest to the highest of the field.
 
     python -m pipelines.colon_cancer.draw --data FOLDER --method attention --fields img1 img2 --pictures OUT
 """

@@ -85,10 +85,11 @@ def _idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         raise FileNotFoundError(
             f"{packed}: no such file (and none without .gz); wanted MNIST's four idx files"
         )
-    head = np.frombuffer(content[: 4 * (1 + dimensions)], ">u4")
-    if len(head) != 1 + dimensions or head[0] != _MAGIC[dimensions]:
+    start = 4 * (1 + dimensions)
+    head = np.frombuffer(content[:start].ljust(start, b"\0"), ">u4")
+    if head[0] != _MAGIC[dimensions]:
         raise FormatError(f"{path}: not an idx file of bytes in {dimensions} dimensions; download it again.")
-    values = np.frombuffer(content[4 * (1 + dimensions) :], np.uint8)
+    values = np.frombuffer(content[start:], np.uint8)
     if len(values) != int(np.prod(head[1:], dtype=np.int64)):
         raise FormatError(f"{path}: not whole; download it again.")
     return values.reshape(head[1:].tolist())

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from pipelines.paper.bags import Bag, codes
 from pipelines.paper.recipe import Recipe
 from wsi_mil import metrics, store, train
-from wsi_mil.errors import StaleOutputError
+from wsi_mil.errors import ConfigError, StaleOutputError
 
 FORMAT = {"format": "wsi-mil paper run", "format_version": 1}
 
@@ -91,7 +91,15 @@ def folds(bags: Sequence[Bag], count: int, repetition: int) -> list[Fold]:
 
     Bags are dealt like cards, the positive ones first, in an order that the repetition draws. Every bag
     counts as a patient of its own: the data say no more, and the paper did the same.
+
+    Raises:
+        ConfigError: fewer than three folds, or fewer bags than folds.
     """
+    if not 3 <= count <= len(bags):
+        raise ConfigError(
+            f"--folds {count}: wanted 3 to {len(bags)}, the number of bags: a fold to test on, one to "
+            "choose the epoch by, and one to learn from."
+        )
     rng, code_B = np.random.default_rng([repetition, count]), codes(bags)
     order = np.concatenate([rng.permutation(np.flatnonzero(code_B == code)) for code in (1, 0)])
     parts = [np.sort(order[start::count]) for start in range(count)]
