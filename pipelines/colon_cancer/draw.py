@@ -10,6 +10,7 @@ from the lowest to the highest of the field.
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,14 +70,14 @@ def picture(pixels: NDArray[np.uint8], bag: Bag, attention_N: NDArray[np.float32
     return render.top_patches_jpeg(panels, names, side=500, columns=2)
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="folder with img1, img2, ...")
     parser.add_argument("--out", type=Path, default=Path("runs/colon_cancer"), help="folder of the runs")
     parser.add_argument("--method", default="attention")
     parser.add_argument("--fields", nargs="+", required=True, help="such as img1")
     parser.add_argument("--pictures", type=Path, required=True, help="folder to write <field>.jpg to")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
     try:
         bags = {bag.name: bag for bag in load(given.data)}
         for name in given.fields:

@@ -113,13 +113,13 @@ def folds(bags: Sequence[Bag], count: int, repetition: int) -> list[Fold]:
 def carry_out(experiment: Experiment, run: Run, folder: Path) -> Outcome:
     """Train and test one network, and store what came of it."""
     recipe, parts = experiment.recipe, experiment.parts(run)
-    started = time.perf_counter()
+    started, cpu = time.perf_counter(), time.process_time()
     fitted = train.fit(
         [bag.patches for bag in parts.learn], codes(parts.learn), head=recipe.head(run.method),
         vals=[parts.val], config=recipe.config(run.method), seed=parts.seed, front=recipe.front,
         augment=recipe.augment,
     )  # fmt: skip
-    trained_s = time.perf_counter() - started
+    trained_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu
     with torch.inference_mode():
         predictions = [fitted.model.bag(bag.patches) for bag in parts.test]
     logits_B2 = torch.cat([each.logits_BC.float() for each in predictions])
@@ -137,6 +137,7 @@ def carry_out(experiment: Experiment, run: Run, folder: Path) -> Outcome:
             "train_losses": member.train_losses,
             "val_losses": member.val_losses,
             "seconds": round(trained_s, 1),
+            "cpu_seconds": round(cpu_s, 1),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
         },
