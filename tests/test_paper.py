@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
-from torch import nn
 from torch.nn import functional
 
 from pipelines.breast_cancer import data as breast
@@ -27,6 +26,7 @@ from pipelines.paper.colours import reinhard
 from pipelines.paper.crossval import CrossValidation
 from pipelines.paper.recipe import METHODS, Recipe
 from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
+from wsi_mil.models.dropout import ReluDropout
 
 RNG = np.random.default_rng(0)
 
@@ -197,7 +197,7 @@ def test_the_network_for_histology_is_the_papers(side, inside):
     network = networks.histology(side)
     sizes = [tuple(each.shape) for name, each in network.named_parameters() if "weight" in name]
     assert sizes == [(36, 3, 4, 4), (48, 36, 3, 3), (512, inside), (512, 512)]
-    assert [each.p for each in network if isinstance(each, nn.Dropout)] == [0.5, 0.5]
+    assert [each.p for each in network if isinstance(each, ReluDropout)] == [0.5, 0.5]
     assert network(patches(4, side)).shape == (4, networks.HISTOLOGY)
 
 

@@ -8,6 +8,8 @@ maximum is the same, on a quarter of the values.
 import torch
 from torch import Tensor, nn
 
+from wsi_mil.models.dropout import ReluDropout
+
 HISTOLOGY = 512
 """Features of the network for histology."""
 DIGITS = 500
@@ -47,8 +49,8 @@ def histology(side: int) -> nn.Module:
             nn.Conv2d(3, 36, 4), nn.MaxPool2d(2), nn.ReLU(),
             nn.Conv2d(36, 48, 3), nn.MaxPool2d(2), nn.ReLU(),
             nn.Flatten(),
-            nn.Linear(48 * left**2, HISTOLOGY), nn.ReLU(), nn.Dropout(DROPOUT),
-            nn.Linear(HISTOLOGY, HISTOLOGY), nn.ReLU(), nn.Dropout(DROPOUT),
+            nn.Linear(48 * left**2, HISTOLOGY), ReluDropout(DROPOUT),
+            nn.Linear(HISTOLOGY, HISTOLOGY), ReluDropout(DROPOUT),
         )
     )  # fmt: skip
 
