@@ -514,7 +514,7 @@ def test_attention_is_drawn_onto_the_field_by_the_fold_that_never_saw_it(tmp_pat
         assert np.abs(shown - field).mean() > 3
     capsys.readouterr()
     assert draw.main([*given, "--fields", "img9", "--pictures", str(pictures)]) == 1
-    assert "--fields img9: not among the 8 fields" in capsys.readouterr().err
+    assert "--fields img9: " in capsys.readouterr().err
     assert draw.main([*given, "--method", "max", "--fields", "img1", "--pictures", str(pictures)]) == 1
     assert "no run of repetition 0 has tested img1" in capsys.readouterr().err
 

@@ -38,7 +38,7 @@ def load(folder: Path) -> list[Bag]:
             f"{folder}: holds no folder img1, img2, ...; wanted the unpacked 'Classification' folder of "
             "CRCHistoPhenotypes (pipelines/colon_cancer/README.md)"
         )
-    return [_bag(numbers[number]) for number in sorted(numbers)]
+    return [read_bag(numbers[number]) for number in sorted(numbers)]
 
 
 def field(folder: Path) -> NDArray[np.uint8]:
@@ -66,7 +66,8 @@ def nuclei(folder: Path, kind: str) -> NDArray[np.float64]:
     return centres
 
 
-def _bag(folder: Path) -> Bag:
+def read_bag(folder: Path) -> Bag:
+    """Return the bag of one img<K> folder; raises what ``load`` raises."""
     pixels = field(folder)
     each = {kind: nuclei(folder, kind) for kind in TYPES}
     centre_N2 = np.clip(np.concatenate(list(each.values())), 0, np.array(pixels.shape[1::-1]) - 1)

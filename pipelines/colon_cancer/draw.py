@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.colon_cancer.data import SIDE, field, load
+from pipelines.colon_cancer.data import SIDE, field, read_bag
 from pipelines.paper.bags import Bag
 from wsi_mil import heatmap, store
 from wsi_mil.errors import FormatError, WsiMilError
@@ -79,13 +79,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--pictures", type=Path, required=True, help="folder to write <field>.jpg to")
     given = parser.parse_args(arguments)
     try:
-        bags = {bag.name: bag for bag in load(given.data)}
         for name in given.fields:
-            if name not in bags:
-                raise FormatError(f"--fields {name}: not among the {len(bags)} fields of {given.data}.")
+            if not (given.data / name).is_dir():
+                raise FormatError(f"--fields {name}: {given.data} holds no folder of this name.")
             attention_N, probability = attention_of(name, given.out / given.method)
             caption = f"{given.method}, P(positive) {probability:.2f}"
-            jpeg = picture(field(given.data / name), bags[name], attention_N, caption)
+            jpeg = picture(field(given.data / name), read_bag(given.data / name), attention_N, caption)
             with store.atomic_file(given.pictures / f"{name}.jpg") as temporary:
                 temporary.write_bytes(jpeg)
     except (WsiMilError, FileNotFoundError) as error:
