@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 WHITE = 0.9
-"""Lightness (mean of the channels, 1 is white) from which a pixel is white: the threshold of Kandemir, Zhang
-& Hamprecht, MICCAI 2014, who cut these fields before. The paper gives none."""
+"""Lightness (mean of the channels, 1 is white) from which a pixel is white. The paper gives no threshold;
+this one is ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
