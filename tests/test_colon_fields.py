@@ -115,7 +115,8 @@ def test_real_fields_are_those_of_the_paper(tmp_path):
     nuclei = key_instances.read_nuclei(tmp_path / "nuclei.csv")
     assert sum(len(key) for _, key in nuclei.values()) == 22_444
     assert sum(int(key.sum()) for _, key in nuclei.values()) == 7_722
-    assert all((xy >= 0).all() and (xy <= 499).all() for xy, _ in nuclei.values())
+    # Nine were marked up to 0.8 pixels beyond an edge.
+    assert all((xy > -1).all() and (xy <= 499).all() for xy, _ in nuclei.values())
 
 
 def heatmap(attention):
