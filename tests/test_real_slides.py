@@ -47,7 +47,8 @@ def test_the_heatmap_of_any_model_lies_over_the_tissue(run):
     features = store.read_features(store.features_path(run, ENCODER, IDS[0]))
     head = {
         "model": "gated-attention", "identity": features.identity, "hidden_dim": 16, "attention_dim": 8,
-        "dropout": 0.0, "classes": ["a", "b"], "members": 1, "fold": 0,
+        "dropout": 0.0, "task": models.make_task("classification", "ab").to_head(), "members": 1,
+        "branches": "shared", "fold": 0,
     }  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
