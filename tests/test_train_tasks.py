@@ -242,7 +242,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_bytes(tmp_path):
         )  # fmt: skip
 
     process = start("killed")
-    work = tmp_path / "killed" / "train" / "work" / "gated-attention"
+    work = tmp_path / "killed" / "train" / "states" / "gated-attention"
     deadline = time.monotonic() + 120
     while not list(work.glob("*.pt")) and time.monotonic() < deadline:
         time.sleep(0.02)

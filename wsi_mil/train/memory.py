@@ -1,7 +1,7 @@
 """What a training keeps on disk while it runs, so that a kill costs half a minute and not a night.
 
 Comes in: states of tensors and numbers. Goes out: the same, if they belong to the same training. It lies in
-RUN/train/work/<name> and is gone when the model is there.
+RUN/train/states/<name> and is gone when the model is there.
 """
 
 import json

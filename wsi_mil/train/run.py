@@ -67,7 +67,7 @@ def run(config: TrainConfig) -> StageResult:
                 for slide_id in bag.slide_ids
             ]
         else:
-            work = Work(config.run / "train" / "work" / name, record)
+            work = Work(config.run / "train" / "states" / name, record)
             plan = make_plan(config, cohort)
             results, null = _train(config, cohort, record, plan, grid, device, work)
             write_model(output, config, cohort, record, plan, results, null)
