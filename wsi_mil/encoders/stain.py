@@ -4,6 +4,8 @@ Each patch is normalised by its own statistics. A patch with too little stain ha
 glass stays glass. The references are published constants, pinned here.
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -26,7 +28,7 @@ _REINHARD_STD = (0.6135447, 0.10989545, 0.0286032)
 _RGB_TO_LMS = ((0.3811, 0.5783, 0.0402), (0.1967, 0.7244, 0.0782), (0.0241, 0.1288, 0.8444))
 
 
-class Stain(nn.Module):
+class Stain(nn.Module, ABC):
     """Base: float32 arithmetic whatever autocast says, and patches without stain passed on unchanged."""
 
     def forward(self, patches_NCHW: Tensor) -> Tensor:
@@ -41,9 +43,9 @@ class Stain(nn.Module):
             kept = torch.where(usable_N[:, None, None], changed_N3P.clamp(0, 255), rgb_N3P)
             return kept.view_as(patches_NCHW)
 
+    @abstractmethod
     def normalize(self, rgb_N3P: Tensor, density_N3P: Tensor, stained_NP: Tensor) -> Tensor:
         """Return (N, 3, pixels); what is not finite marks a patch that cannot be normalised."""
-        raise NotImplementedError
 
 
 class Macenko(Stain):

@@ -73,7 +73,6 @@ class ForeignNetwork(Network):
         self.binary = task.activation == "softmax" and task.outputs == 2
         dim = hidden["hidden_dim"] or hidden["dim"]
         self.model: Any = _make(name, task, dim, attention_dim)
-        self.own_loss = name in OWN_LOSS
 
     def forward(self, x_TD: Tensor, bag_T: Tensor, bags: int) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and attention (T, 1)."""
@@ -91,14 +90,16 @@ class ForeignNetwork(Network):
         z_1, attention_N = self._bag(torch.cat([self.embed(x_TD) for x_TD in chunks()]))
         return self._outputs(z_1), attention_N[:, None]
 
-    def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, code_B: Tensor) -> Tensor:
-        """Return the model's own loss (B,) of bags of classes ``code_B``."""
+    def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, target_B: Tensor) -> Tensor | None:
+        """Return the model's own loss (B,) of bags of classes ``target_B``, None where it has none."""
+        if self.name not in OWN_LOSS:
+            return None
         h_TH = self.embed(x_TD)
         losses = []
         for b in range(bags):
             h_1NH = h_TH[bag_T == b][None]
             with _numpy_seeded(self.training):
-                parts = self.model.compute_loss(code_B[b : b + 1].float(), h_1NH, **self._mask(h_1NH))[1]
+                parts = self.model.compute_loss(target_B[b : b + 1].float(), h_1NH, **self._mask(h_1NH))[1]
             losses.append(torch.stack([part.float() for part in parts.values()]).sum())
         return torch.stack(losses)
 

@@ -5,6 +5,7 @@ a row is padding. Goes out: logits (B, C), and attention (T, A): one column for 
 An encoder may stand in front, and is then trained with it. It knows no file, no label and no training.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -36,13 +37,8 @@ class Thresholds(nn.Module):
         return score_B1 - steps.cumsum(dim=0)
 
 
-class Network(nn.Module):
-    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one.
-
-    ``own_loss``: trained by ``losses``, its own, in place of the task's.
-    """
-
-    own_loss = False
+class Network(nn.Module, ABC):
+    """Base: the hidden layer (ReLU, dropout) that each patch passes, after an encoder where there is one."""
 
     def __init__(self, *, dim: int, hidden_dim: int, dropout: float, front: Front | None) -> None:
         """Make the layer with random weights, drawn from torch's global generator."""
@@ -59,13 +55,18 @@ class Network(nn.Module):
         hidden: Tensor = self.activate(self.hidden(h_TD))
         return hidden
 
+    @abstractmethod
+    def forward(self, x_TD: Tensor, bag_T: Tensor, bags: int) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and attention (T, A) of bags one below the other."""
+
+    @abstractmethod
     def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
         """Return logits (1, C) and attention (N, A) of one bag of any size, as ``forward`` gives them."""
-        raise NotImplementedError
 
-    def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, target_B: Tensor) -> Tensor:
-        """Return the loss (B,) of each bag, where the network has one of its own."""
-        raise NotImplementedError
+    def losses(self, x_TD: Tensor, bag_T: Tensor, bags: int, target_B: Tensor) -> Tensor | None:
+        """Return the loss (B,) of each bag where the network has one of its own, None: the task's is used."""
+        del x_TD, bag_T, bags, target_B
+        return None
 
     def shift(self, value: float) -> None:
         """Add a constant to the logits; torchmil's models have no place for it and stay as they are."""

@@ -11,6 +11,7 @@ is no bag.
 """
 
 import dataclasses
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -27,7 +28,7 @@ Activation = Literal["softmax", "sigmoid", "identity"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Task(ABC):
     """Base of all tasks. ``names`` are the columns of the prediction."""
 
     kind: ClassVar[str]
@@ -53,16 +54,15 @@ class Task:
         del targets
         return None
 
+    @abstractmethod
     def loss(
         self, logits_MBC: Tensor, target_MB: Tensor, weight_MB: Tensor, smoothing: float = 0.0
     ) -> Tensor:
-        """Return the loss (M,) of each network: the weighted mean over its bags, with smoothed targets."""
-        each_MB = self._losses(logits_MBC.float(), target_MB, smoothing)
-        return (each_MB * weight_MB).sum(1) / weight_MB.sum(1)
+        """Return the loss (M,) of each network; ``smoothing`` is of targets that are classes."""
 
+    @abstractmethod
     def predict(self, logits_BC: Tensor) -> NDArray[np.float64]:
         """Return the prediction (B, len(names)): probabilities, values or risks."""
-        raise NotImplementedError
 
     def mean(self, logits_KBC: Tensor) -> Tensor:
         """Return logits (B, C) that stand for the mean of K models: of probabilities, or of values."""
@@ -78,16 +78,28 @@ class Task:
         del target_MB
         return logits_MBC.new_zeros(logits_MBC.shape[:2])
 
-    def _losses(self, logits_MBC: Tensor, target_MB: Tensor, smoothing: float) -> Tensor:
-        raise NotImplementedError
-
     def to_head(self) -> dict[str, Any]:
         """Return the task as plain values for a model's head."""
         return {"task": self.kind} | dataclasses.asdict(self)
 
 
+class BagwiseTask(Task):
+    """Base of tasks whose loss is a mean over bags."""
+
+    def loss(
+        self, logits_MBC: Tensor, target_MB: Tensor, weight_MB: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return the loss (M,) of each network: the weighted mean over its bags, with smoothed targets."""
+        each_MB = self._losses(logits_MBC.float(), target_MB, smoothing)
+        return (each_MB * weight_MB).sum(1) / weight_MB.sum(1)
+
+    @abstractmethod
+    def _losses(self, logits_MBC: Tensor, target_MB: Tensor, smoothing: float) -> Tensor:
+        """Return the loss (M, B) of each bag."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Classification(Task):
+class Classification(BagwiseTask):
     """One of C classes; cross-entropy, with smoothed targets where asked."""
 
     kind = "classification"
@@ -113,7 +125,7 @@ class Classification(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Multilabel(Task):
+class Multilabel(BagwiseTask):
     """Any number of L labels; the mean over the labels of the binary cross-entropy."""
 
     kind = "multilabel"
@@ -132,7 +144,7 @@ class Multilabel(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ordinal(Task):
+class Ordinal(BagwiseTask):
     """K ordered grades: K - 1 logits of P(y > k) with ordered thresholds.
 
     Source: the proportional odds model (McCullagh, J. R. Stat. Soc. B 42, 1980), trained as K - 1 binary
@@ -168,7 +180,7 @@ class Ordinal(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Regression(Task):
+class Regression(BagwiseTask):
     """A number; Huber's loss on the target less its ``centre``, over its ``scale`` (of the training part)."""
 
     kind = "regression"
@@ -222,7 +234,7 @@ class Cox(Task):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiscreteTime(Task):
+class DiscreteTime(BagwiseTask):
     """Survival by the hazard of each of K intervals of time, whose ``edges`` are K + 1 times from 0.
 
     The edges are quantiles of the event times of the training part; the last interval has no end but for the

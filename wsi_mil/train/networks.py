@@ -166,9 +166,10 @@ class Training:
         """Return the loss (M,) of a step on the bags ``at`` (M, B): the task's, or the network's own."""
         target_MB, weight_MB = _pick(self.target_MN, at), _pick(self.weight_MN, at)
         with self._precision():
-            if self.lanes.network.own_loss:
+            if self.lanes.count == 1:
                 each_B = self.lanes.network.losses(x_MTD[0], bag_MT[0], self.bags, target_MB[0])
-                return ((each_B * weight_MB[0]).sum() / weight_MB[0].sum())[None]
+                if each_B is not None:
+                    return ((each_B * weight_MB[0]).sum() / weight_MB[0].sum())[None]
             logits_MBC = self.lanes(x_MTD, bag_MT, self.bags)
         return self.task.loss(logits_MBC, target_MB, weight_MB, self.config.label_smoothing)
 
