@@ -38,6 +38,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.read import mosaic
+from benchmarks.results import publish
 from pipelines.ucsb_breast.prepare import prepare
 from wsi_mil import embed, store, tile
 from wsi_mil.config import EmbedConfig, TileConfig, from_toml
@@ -49,7 +50,6 @@ from wsi_mil.geometry import PatchGeometry, grid_l0
 PATCH, MPP = 224, 0.5
 UCSB = Path(__file__).parents[2] / "shared" / "data" / "ucsb_breast"
 RECIPE = Path(__file__).parents[1] / "pipelines" / "ucsb_breast" / "pipeline.toml"
-RESULTS = Path(__file__).parent / "RESULTS.md"
 LARGE, SMALL = (100, 100), (5, 10)
 """(rows, columns) of patches of the large slide and of each small one."""
 
@@ -351,15 +351,7 @@ def main() -> None:
         f"`make bench-embed`: slides of {words}, patches of {PATCH}; {arguments.rounds} rounds; "
         f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}."
     )
-    text = "\n".join([head, "", *lines])
-    print("\n" + text)
-    if arguments.append:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        )
-        title = f"\n## Embedding ({time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()})\n\n"
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(title + text + "\n")
+    publish("Embedding", [head, "", *lines], append=arguments.append)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.embed import RESULTS, make_runs, weights
+from benchmarks.embed import make_runs, weights
+from benchmarks.results import publish
 from wsi_mil import embed, store
 from wsi_mil.config import EmbedConfig
 from wsi_mil.embed.engine import Engine
@@ -132,11 +133,7 @@ def main() -> None:
         f"`make bench-embed-gpu`: slides of {words}; patches of 224, batches of {arguments.batch_size}; "
         f"{torch.cuda.get_device_name()}, {os.cpu_count()} cores, torch {torch.__version__}."
     )
-    text = "\n".join([head, "", *lines])
-    print("\n" + text)
-    if arguments.append:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n## Embedding on a GPU ({time.strftime('%Y-%m-%d')})\n\n{text}\n")
+    publish("Embedding on a GPU", [head, "", *lines], append=arguments.append)
 
 
 if __name__ == "__main__":

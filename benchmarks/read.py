@@ -30,6 +30,7 @@ import tifffile
 import tiffslide
 from PIL import Image
 
+from benchmarks.results import publish
 from pipelines.demo import histology
 from wsi_mil import blocks, geometry
 from wsi_mil.geometry import PatchGeometry
@@ -37,7 +38,6 @@ from wsi_mil.slide import open_slide
 
 SIDE, MPP, PATCH = 16_000, 0.25, 256
 CMU = Path(__file__).parents[2] / "shared" / "data" / "slides" / "CMU-1-Small-Region.svs"
-RESULTS = Path(__file__).parent / "RESULTS.md"
 Contender = Callable[[], float]
 """Reads some patches and returns patches per second."""
 
@@ -412,12 +412,7 @@ def main() -> None:
     options = parser.parse_args()
     words = make_slides(options.folder)
     cucim = importlib.util.find_spec("cucim") is not None
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], check=False, capture_output=True, text=True
-    ).stdout.strip()
     lines = [
-        f"## Reading ({time.strftime('%Y-%m-%d')}, commit {commit or 'unknown'})",
-        "",
         f"`make bench-read`: {SIDE} x {SIDE} pixels, JPEG 4:2:2, quality 75, {words}; patches of {PATCH}; "
         f"{options.rounds} rounds; {os.cpu_count()} cores ({platform.machine()}); OpenSlide "
         f"{openslide.__library_version__}, imagecodecs {imagecodecs.__version__}, simplejpeg "
@@ -427,9 +422,7 @@ def main() -> None:
     ]
     if not options.only:
         lines += ["", *run_memory(options.folder)]
-    print("\n".join(lines))
-    if options.append:
-        RESULTS.write_text(RESULTS.read_text() + "\n" + "\n".join(lines) + "\n")
+    publish("Reading", lines, append=options.append)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ through the page cache: what the filter costs, not the disk.
 
 import argparse
 import platform
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,12 +22,12 @@ from PIL import Image
 from zarr.codecs import BloscCodec, GzipCodec, ZstdCodec
 from zarr.storage import LocalStore
 
+from benchmarks.results import publish
 from wsi_mil.embed import encode
 from wsi_mil.encoders import load_encoder
 from wsi_mil.store.hdf5 import CHUNK_ROWS
 from wsi_mil.store.zarr_groups import SHARD_BYTES
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
 HDF5 = {
     "none": {},
     "shuffle + lzf": {"compression": "lzf", "shuffle": True},
@@ -113,16 +112,12 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=2048)
     parser.add_argument("--copies", type=int, default=4, help="how often the patches follow each other")
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--append", action="store_true", help=f"add the table to {RESULTS.name}")
+    parser.add_argument("--append", action="store_true", help="append the table to RESULTS.md")
     arguments = parser.parse_args()
     values = np.concatenate([embed_pictures(arguments.pictures, arguments.patches)] * arguments.copies)
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    )
     lines = [
-        f"\n## Compression of features, {time.strftime('%Y-%m-%d')}, {platform.machine()}, "
-        f"commit {commit.stdout.strip()}\n",
-        f"`python -m benchmarks.store {arguments.pictures}`: {values.shape[0]} x {values.shape[1]} float16 "
+        f"{platform.machine()}. `python -m benchmarks.store {arguments.pictures}`: "
+        f"{values.shape[0]} x {values.shape[1]} float16 "
         f"of tf_efficientnet_lite0 ({values.nbytes / 1e6:.1f} MB; {arguments.patches} crops of real tissue, "
         f"{arguments.copies} times, farther apart than a chunk of {CHUNK_ROWS} rows).\n",
         "| | size, % | write, MB/s | read, MB/s |\n|---|---|---|---|",
@@ -135,9 +130,7 @@ def main() -> None:
                 speeds = f"{values.nbytes / 1e6 / write:.0f} | {values.nbytes / 1e6 / read:.0f}"
                 lines.append(f"| {kind}: {name} | {100 * size / values.nbytes:.1f} | {speeds} |")
                 print(lines[-1], flush=True)
-    if arguments.append:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write("\n".join(lines) + "\n")
+    publish("Compression of features", lines, append=arguments.append)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -34,9 +33,9 @@ import numpy as np
 import torch
 
 from benchmarks import train_cohort as cohort
+from benchmarks.results import publish
 from benchmarks.train_contenders import Settings, measure
 
-RESULTS = Path(__file__).parent / "RESULTS.md"
 SEED_OF_TUNING = 1_000
 RATES = (1e-4, 3e-4, 1e-3)
 
@@ -228,21 +227,14 @@ def main() -> None:
     ceiling = cohort.make(arguments.folder)
     baselines = contenders_of(arguments.clam, arguments.only)
     lines = compare(arguments.folder, baselines, arguments.rounds, arguments.epochs)
-    text = "\n".join([
+    text = [
         f"`make bench-train`: {cohort.TRAIN} drawn bags, {sum(cohort.lengths(arguments.folder)):,} patches "
         f"of {cohort.DIM} features; {arguments.epochs} epochs, {arguments.rounds} rounds; AUROC on "
         f"{cohort.VAL} bags of {cohort.VAL_PATCHES}, where the true parts of witnesses reach {ceiling:.3f}; "
         f"{os.cpu_count()} cores ({platform.machine()}), torch {torch.__version__}.",
         "", *lines, "", same_bytes(arguments.folder),
-    ])  # fmt: skip
-    print("\n" + text)
-    if arguments.append:
-        commit = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        )
-        title = f"\n## Training ({time.strftime('%Y-%m-%d')}, commit {commit.stdout.strip()})\n\n"
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(title + text + "\n")
+    ]  # fmt: skip
+    publish("Training", text, append=arguments.append)
 
 
 if __name__ == "__main__":

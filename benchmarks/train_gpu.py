@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from benchmarks import train_cohort as cohort
-from benchmarks.train import RESULTS
+from benchmarks.results import publish
 from benchmarks.train_contenders import ATTENTION, HIDDEN, head_of, pack
 from wsi_mil import models
 from wsi_mil.config import TrainConfig
@@ -107,11 +107,7 @@ def main() -> None:
         f"{cohort.DIM} features; {arguments.members} networks a fold, {arguments.epochs} epochs, "
         f"{arguments.rounds} rounds; {where}, {os.cpu_count()} cores, torch {torch.__version__}."
     )
-    text = "\n".join([head, "", *lines])
-    print("\n" + text)
-    if arguments.append:
-        with RESULTS.open("a", encoding="utf-8") as file:
-            file.write(f"\n## Training on a GPU ({time.strftime('%Y-%m-%d')})\n\n{text}\n")
+    publish("Training on a GPU", [head, "", *lines], append=arguments.append)
 
 
 if __name__ == "__main__":
