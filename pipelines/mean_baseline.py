@@ -13,7 +13,6 @@ patients, all repeats of a patient drawn together.
 """
 
 import argparse
-import csv
 import json
 from collections import defaultdict
 from pathlib import Path
@@ -27,7 +26,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from wsi_mil import store
+from wsi_mil import manifest, metrics, store
 
 STRENGTHS = np.logspace(-4, 2, 13)
 """Values of C (inverse strength of the L2 penalty) to choose from."""
@@ -58,35 +57,6 @@ def choose_and_fit(x_ND: np.ndarray, y_N: np.ndarray, groups_N: np.ndarray) -> t
 
 def _model(strength: float):
     return make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=5000))
-
-
-def weighted_auroc(y_N: np.ndarray, score_N: np.ndarray, weight_SN: np.ndarray) -> np.ndarray:
-    """Return the AUROC (S,) under each row of weights: the weighted share of pairs in order, ties half."""
-    positive, negative = y_N == 1, y_N == 0
-    above_PQ = score_N[positive][:, None] - score_N[negative][None]
-    order_PQ = (np.sign(above_PQ) + 1) / 2
-    weight_SP, weight_SQ = weight_SN[:, positive], weight_SN[:, negative]
-    pairs_S = ((weight_SP @ order_PQ) * weight_SQ).sum(axis=1)
-    return pairs_S / (weight_SP.sum(axis=1) * weight_SQ.sum(axis=1))
-
-
-def bootstrap_weights(patients_N: np.ndarray, y_N: np.ndarray, samples: int, seed: int) -> np.ndarray:
-    """Return (samples, N): how often each row's patient was drawn; what lacks a class is drawn again."""
-    _, patient_of_N = np.unique(patients_N, return_inverse=True)
-    count, rng, kept = patient_of_N.max() + 1, np.random.default_rng(seed), []
-    while sum(len(each) for each in kept) < samples:
-        times_SP = rng.multinomial(count, np.full(count, 1 / count), size=samples)
-        weight_SN = times_SP[:, patient_of_N].astype(np.float64)
-        both = (weight_SN[:, y_N == 1].sum(axis=1) > 0) & (weight_SN[:, y_N == 0].sum(axis=1) > 0)
-        kept.append(weight_SN[both])
-    return np.concatenate(kept)[:samples]
-
-
-def read_labels(path: Path) -> dict[str, tuple[str, str]]:
-    """Return, per slide, its patient (itself where the table has no patients) and its label."""
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file))
-    return {row["slide_id"]: (row.get("patient_id") or row["slide_id"], row["label"]) for row in rows}
 
 
 def read_tested(folder: Path) -> dict[str, np.ndarray]:
@@ -149,10 +119,10 @@ def intervals(
     The same samples of patients serve all names; the last entry is the first name less the second.
     """
     slides, first = np.unique(tested["slide"], return_index=True)
-    y_N, patients_N = tested["label"][first], tested["patient"][first]
-    weight_SN = np.concatenate(
-        (np.ones((1, len(slides))), bootstrap_weights(patients_N, y_N, samples, seed))  # row 0 is the value
-    )
+    positive_N = tested["label"][first] == 1
+    weights_NS = np.hstack(
+        (np.ones((len(slides), 1)), _resamples(tested["patient"][first], positive_N, samples, seed))
+    )  # the first column gives the value
     of_name = {}
     for name, score in scores.items():
         each = []
@@ -161,7 +131,7 @@ def intervals(
             at = at[np.argsort(tested["slide"][at])]
             if len(at) != len(slides):
                 raise ValueError(f"repeat {repeat}: tests {len(at)} slides of {len(slides)}")
-            each.append(weighted_auroc(y_N, score[at], weight_SN))
+            each.append(metrics.ranking(positive_N, score[at])(weights_NS)[0])
         of_name[name] = np.mean(each, axis=0)
     one, other = list(of_name)[:2]
     of_name[f"{one} - {other}"] = of_name[one] - of_name[other]
@@ -169,6 +139,16 @@ def intervals(
         name: (float(each[0]), *(float(end) for end in np.percentile(each[1:], [2.5, 97.5])))
         for name, each in of_name.items()
     }
+
+
+def _resamples(patients_N: np.ndarray, positive_N: np.ndarray, samples: int, seed: int) -> np.ndarray:
+    """Return (N, samples): how often each row's patient was drawn; what lacks a class is drawn again."""
+    draw, kept = metrics.resampler(patients_N.tolist(), seed), np.empty((len(patients_N), 0))
+    while kept.shape[1] < samples:
+        weights_NS = draw(samples)
+        both_S = weights_NS[positive_N].any(axis=0) & weights_NS[~positive_N].any(axis=0)
+        kept = np.hstack((kept, weights_NS[:, both_S]))
+    return kept[:, :samples]
 
 
 def main() -> None:
@@ -183,7 +163,9 @@ def main() -> None:
     features = store.open_features(arguments.run, head["identity"]["encoder"])
     slides = {each for some in training.values() for each in some} | set(tested["slide"].tolist())
     means = {each: features.read(each).features.mean(axis=0, dtype=np.float64) for each in sorted(slides)}
-    probability_N, chosen = baseline(means, read_labels(arguments.labels), tested, training, head["positive"])
+    table = manifest.read_labels(arguments.labels)
+    labels = dict(zip(table.slide_ids, zip(table.patient_ids, table.labels, strict=True), strict=True))
+    probability_N, chosen = baseline(means, labels, tested, training, head["positive"])
 
     repeats = len(np.unique(tested["repeat"]))
     table = Table(

@@ -29,12 +29,9 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def real_slides() -> Path:
-    """The folder of real slides; the test is skipped, and says so, where it is not."""
-    folder = REAL / "slides"
-    if not folder.is_dir():
-        pytest.skip(f"no real slides at {folder}")
-    return folder
+def real_slides(real_data: Path) -> Path:
+    """The folder of real slides."""
+    return real_data / "slides"
 
 
 def draw_slide(

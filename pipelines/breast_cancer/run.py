@@ -3,20 +3,11 @@
 python -m pipelines.breast_cancer.run --data FOLDER --repetitions 1
 """
 
-import functools
 from collections.abc import Sequence
 
 from pipelines.breast_cancer.data import SIDE, load
-from pipelines.paper import crossval, networks
-from pipelines.paper.augment import Augment
-from pipelines.paper.colours import reinhard
-from pipelines.paper.recipe import Recipe
-
-RECIPE = Recipe(
-    front=functools.partial(networks.histology, SIDE), features=networks.HISTOLOGY, prepare=reinhard,
-    augment=Augment(),
-    learning_rate=1e-4, weight_decay=5e-4, epochs=100,
-)  # fmt: skip
+from pipelines.paper import crossval
+from pipelines.paper.recipe import histology
 
 # Ilse, Tomczak & Welling 2018, mean and standard error of 5 repetitions (of accuracy and AUC).
 PAPER = {
@@ -51,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return crossval.command(
         __doc__.splitlines()[0],
         "runs/breast_cancer",
-        recipe=RECIPE,
+        recipe=histology(SIDE),
         load=load,
         paper=PAPER,
         arguments_=arguments,

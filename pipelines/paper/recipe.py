@@ -3,6 +3,7 @@
 Comes in: a method's name. Goes out: what ``wsi_mil.train.fit`` wants. It knows no data.
 """
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from pipelines.paper import networks
+from pipelines.paper.augment import Augment
+from pipelines.paper.colours import reinhard
 from wsi_mil.config import TrainConfig
 from wsi_mil.models import make_task
-from wsi_mil.train.patches import Augment
+from wsi_mil.train.patches import Augment as Change
 
 METHODS = {
     "instance-max": "instance + max",
@@ -32,6 +36,14 @@ CLASSES = ("negative", "positive")
 Precision = Literal["fp32", "bf16"]
 
 
+def histology(side: int) -> "Recipe":
+    """Return the recipe of breast and colon, for patches of ``side`` pixels."""
+    return Recipe(
+        front=functools.partial(networks.histology, side), features=networks.HISTOLOGY, prepare=reinhard,
+        augment=Augment(), learning_rate=1e-4, weight_decay=5e-4, epochs=100,
+    )  # fmt: skip
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """An encoder, its ``features``, how patches are made ready (``prepare``) and changed in training
@@ -41,7 +53,7 @@ class Recipe:
     front: Callable[[], nn.Module]
     features: int
     prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
-    augment: Augment | None
+    augment: Change | None
     learning_rate: float
     weight_decay: float
     epochs: int

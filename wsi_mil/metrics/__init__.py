@@ -7,7 +7,7 @@ of row indices. It knows no file and no model.
 from wsi_mil.metrics.arrays import Floats, Indices, Task
 from wsi_mil.metrics.balance import kinds, strata
 from wsi_mil.metrics.bands import kaplan_meier, pr_band, reliability_band
-from wsi_mil.metrics.bootstrap import Interval, by_patient, permutation_p, with_intervals
+from wsi_mil.metrics.bootstrap import Interval, by_patient, permutation_p, resampler, with_intervals
 from wsi_mil.metrics.calibration import (
     Reliability,
     crossfitted_temperature,
@@ -46,6 +46,7 @@ from wsi_mil.metrics.scores import (
     scores_of,
     spearman,
 )
+from wsi_mil.metrics.weighted import ranking
 
 __all__ = [
     "LEADING",
@@ -89,9 +90,11 @@ __all__ = [
     "precision",
     "probabilities",
     "r2",
+    "ranking",
     "recall",
     "reliability",
     "reliability_band",
+    "resampler",
     "rmse",
     "roc_band",
     "roc_points",

@@ -33,7 +33,7 @@ def prepare(task: Task, targets: Targets, prediction_NP: Floats, *, names: Seque
 def _classification(codes_N: Indices, probability_NC: Floats) -> Weighted:
     classes = probability_NC.shape[1]
     columns = scores.columns(classes)
-    rankings = [_ranking(codes_N == c, probability_NC[:, c]) for c in columns]
+    rankings = [ranking(codes_N == c, probability_NC[:, c]) for c in columns]
     confusion = _confusion(codes_N, probability_NC.argmax(axis=1), classes)
     terms_2N = np.stack(
         [scores.brier_terms(codes_N, probability_NC), scores.log_terms(codes_N, probability_NC)]
@@ -81,7 +81,7 @@ def _multilabel(targets_NL: Floats, probability_NL: Floats, names: Sequence[str]
     with_LN = targets_NL.T > 0
     called_LN = probability_NL.T >= 0.5
     scored = [label for label in range(labels) if with_LN[label].any() and not with_LN[label].all()]
-    rankings = [_ranking(with_LN[label], probability_NL[:, label]) for label in scored]
+    rankings = [ranking(with_LN[label], probability_NL[:, label]) for label in scored]
     counted_KN = np.concatenate(
         [table[scored].astype(np.float64) for table in (with_LN & called_LN, with_LN, called_LN)]
     )
@@ -141,7 +141,7 @@ def _survival(targets_N2: Floats, risk_N: Floats) -> Weighted:
     return weigh
 
 
-def _ranking(positive_N: Bools, score_N: Floats) -> Callable[[Floats], Floats]:
+def ranking(positive_N: Bools, score_N: Floats) -> Callable[[Floats], Floats]:
     """Return the function from weights to (2, S): AUROC and average precision. One sort serves all weights.
 
     Both are sums over the distinct scores that a positive row has: of its positives times the negatives below

@@ -5,7 +5,7 @@ Comes in: the trained folds of a cohort. Goes out: one folder that appears whole
 
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,7 +185,7 @@ def _content(
             "names": list(names),
             "positive": names[1] if task == "classification" and len(names) == 2 else None,
             "unit": config.label_level,
-            "n_slides": sum(len(cohort.bags[b].slide_ids) for b in tested),
+            "n_slides": _slides(cohort, tested),
             "n_patients": len({cohort.labels.patient_ids[b] for b in tested}),
         }
         | _counts(config, cohort, tested)
@@ -292,12 +292,11 @@ def _null(null: Null | None, value: float | None) -> dict[str, Any]:
 def _fold_scores(config: TrainConfig, cohort: Cohort, number: int, each: FoldResult) -> dict[str, Any]:
     targets, prediction, _ = _units(config, cohort, [each])
     name = metrics.LEADING[_task(cohort)]
-    slides: Callable[[NDArray[np.int64]], int] = lambda bags: sum(len(cohort.bags[b].slide_ids) for b in bags)  # noqa: E731
     return {
         "fold": number,
         "repeat": each.fold.repeat,
-        "n_train_slides": slides(each.fold.train),
-        "n_test_slides": slides(each.fold.test),
+        "n_train_slides": _slides(cohort, each.fold.train),
+        "n_test_slides": _slides(cohort, each.fold.test),
         "n_test_patients": len({cohort.labels.patient_ids[b] for b in each.fold.test}),
         # None where it is not defined, as for a fold that tests one class only; the pooled score still is.
         name: _round(metrics.score(_task(cohort), name, targets, prediction)),
@@ -305,6 +304,10 @@ def _fold_scores(config: TrainConfig, cohort: Cohort, number: int, each: FoldRes
         "val_losses": [_round(loss) for loss in each.fitted.val_losses],
         "chosen": each.chosen,
     }
+
+
+def _slides(cohort: Cohort, bags: Iterable[int]) -> int:
+    return sum(len(cohort.bags[b].slide_ids) for b in bags)
 
 
 def _units(
