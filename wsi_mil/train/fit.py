@@ -18,7 +18,7 @@ from wsi_mil import models
 from wsi_mil.config import TrainConfig
 from wsi_mil.device import bf16_is_fast, keep_memory
 from wsi_mil.models import Front, MilModel
-from wsi_mil.train.networks import Job, Memory, Trained, Training
+from wsi_mil.train.networks import Job, Memory, Trained, Training, batch_size
 from wsi_mil.train.patches import Augment, Indices, Patches
 
 SMALL_STEP = 4_000_000
@@ -134,10 +134,10 @@ def fit_jobs(
     trained: dict[int, Trained] = {}
     for group in _groups(patches, jobs, head, config, device, front):
         some = [jobs[i] for i in group]
-        with _seeded(some[0].seed, device), _threads(patches, config, len(some)):
+        with _seeded(some[0].seed, device), _threads(patches, config, some[0].task, len(some)):
             training = Training(
                 patches, targets, some, head=head, config=config, device=device, front=front, augment=augment,
-                bf16=_bf16(patches, config, device, len(some)),
+                bf16=_bf16(patches, config, some[0].task, device, len(some)),
             )  # fmt: skip
             each = training.run(memory(group[0]) if memory else None, report)
         trained |= dict(zip(group, each, strict=True))
@@ -182,11 +182,11 @@ def _groups(
     front: Front | None,
 ) -> list[list[int]]:
     """Return which jobs are trained together: of equal shapes, and as many as fit."""
-    together = 1
+    together, task = 1, jobs[0].task
     if not (front is not None and device.type == "cpu") and ":" not in str(head["model"]):
         room = _ROOM.get(device.type, _ROOM["cpu"])
         validated = int(patches.lengths.max()) * patches.dim  # whole bags, one at a time
-        together = max(1, room // max(int(_step(patches, config)), validated))
+        together = max(1, room // max(int(_step(patches, config, task)), validated))
     shapes: dict[int, list[int]] = {}
     for i, job in enumerate(jobs):
         shapes.setdefault(job.task.outputs, []).append(i)
@@ -197,16 +197,18 @@ def _groups(
     ]
 
 
-def _step(patches: Patches, config: TrainConfig) -> float:
+def _step(patches: Patches, config: TrainConfig, task: models.Task) -> float:
     """Return about how many input values a step of one network has."""
     lengths = patches.lengths * (1 - config.patch_dropout)
     size = np.inf if config.bag_size == "full" else config.bag_size
-    return float(np.minimum(lengths, size).mean()) * (config.batch_size or 4) * patches.dim
+    return float(np.minimum(lengths, size).mean()) * batch_size(config, task) * patches.dim
 
 
-def _bf16(patches: Patches, config: TrainConfig, device: torch.device, together: int) -> bool:
+def _bf16(
+    patches: Patches, config: TrainConfig, task: models.Task, device: torch.device, together: int
+) -> bool:
     if config.precision == "auto":
-        return bf16_is_fast(device) and _step(patches, config) * together >= SMALL_STEP / 4
+        return bf16_is_fast(device) and _step(patches, config, task) * together >= SMALL_STEP / 4
     return config.precision == "bf16"
 
 
@@ -223,10 +225,10 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def _threads(patches: Patches, config: TrainConfig, together: int) -> Iterator[None]:
+def _threads(patches: Patches, config: TrainConfig, task: models.Task, together: int) -> Iterator[None]:
     """Use one core inside the block where the steps are small."""
     before = torch.get_num_threads()
-    if _step(patches, config) * together < SMALL_STEP:
+    if _step(patches, config, task) * together < SMALL_STEP:
         torch.set_num_threads(1)
     try:
         yield

@@ -99,7 +99,7 @@ class Training:
         self.target_MN = torch.stack([job.task.encode(targets) for job in jobs]).to(device)
         self.weight_MN = torch.stack([_weights(job, targets, config.balance) for job in jobs]).to(device)
         self.lanes = Lanes([_network(job, head, front) for job in jobs], device)
-        self.bags = min(_batch_size(config, self.task), *(len(job.train) for job in jobs))
+        self.bags = min(batch_size(config, self.task), *(len(job.train) for job in jobs))
         self.steps = math.ceil(max(len(job.train) for job in jobs) / self.bags)
         self.mean_MTD, self.scale_MTD = _standardisation(jobs, device)
         self.optimiser = _optimiser(self.lanes.parameters, config, device)
@@ -359,7 +359,8 @@ def _standardisation(jobs: Sequence[Job], device: torch.device) -> tuple[Tensor 
     return mean_MD[:, None].to(device), (1 / std_MD)[:, None].to(device)
 
 
-def _batch_size(config: TrainConfig, task: Task) -> int:
+def batch_size(config: TrainConfig, task: Task) -> int:
+    """Return how many bags a step has."""
     return config.batch_size or (COX_BAGS if task.kind == "cox" else 4)
 
 

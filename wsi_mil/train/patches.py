@@ -123,8 +123,8 @@ class Patches:
         for b in bags.tolist():
             if b not in self._moments:
                 self._moments[b] = self._of_bag(b)
-        mean_D = np.mean([self._moments[b][0] for b in bags.tolist()], axis=0)
         each = [self._moments[b] for b in bags.tolist()]
+        mean_D = np.mean([bag_mean_D for bag_mean_D, _ in each], axis=0)
         # Around the mean of all, so that a feature that is constant and large has a deviation of 0.
         var_D = np.mean([bag_var_D + (bag_mean_D - mean_D) ** 2 for bag_mean_D, bag_var_D in each], axis=0)
         return Moments(mean_D, np.sqrt(var_D))
