@@ -18,6 +18,7 @@ from wsi_mil.config.base import (
     record,
 )
 from wsi_mil.config.grid import read_grid
+from wsi_mil.config.share import share_of
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
@@ -49,6 +50,7 @@ __all__ = [
     "location",
     "read_grid",
     "record",
+    "share_of",
     "to_toml",
     "toml_values",
 ]

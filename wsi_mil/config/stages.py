@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import Location, check_mpp, check_name, location, neutral, require
+from wsi_mil.config.share import check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,9 @@ class TileConfig:
     """Holes smaller than this are filled; larger ones stay background (square microns)."""
     workers: int = neutral(0)
     """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Make outputs again that other settings made, instead of stopping."""
 
@@ -60,6 +64,7 @@ class TileConfig:
         require(self.min_area_um2 >= 0, f"--min-area-um2 {self.min_area_um2}: must not be negative.")
         require(self.max_hole_um2 >= 0, f"--max-hole-um2 {self.max_hole_um2}: must not be negative.")
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        check_share(self.share)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +154,9 @@ class HeatmapConfig:
     """How many of the highest patches to show in top_patches.jpg."""
     workers: int = neutral(1)
     """Processes that work on slides side by side; 0 is one per core."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Draw again what other settings or another model made, instead of stopping."""
 
@@ -158,6 +166,7 @@ class HeatmapConfig:
         require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
         require(0 <= self.top_patches <= 100, f"--top-patches {self.top_patches}: must be 0 to 100.")
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        check_share(self.share)
         if self.name is not None:
             check_name("--name", self.name)
 
