@@ -91,8 +91,8 @@ class EmbedConfig:
     devices: tuple[str, ...] = neutral(())
     """Several devices, one process each, that share a queue of slides: 0,1,2,3 (GPUs) or cuda:0,cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs, CPUs with AVX512-BF16
-    or AMX) and the features stay the same, which is checked at the start; fp32 elsewhere."""
+    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs since Ampere; a CPU
+    is measured) and the features stay the same, which is checked at the start; fp32 elsewhere."""
     compile: bool = neutral(False)
     """Compile the encoder with torch.compile: a minute at the start, then faster (CPUs need a compiler)."""
     batch_size: int | None = neutral(None)
