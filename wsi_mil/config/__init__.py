@@ -12,11 +12,13 @@ from wsi_mil.config.base import (
     Location,
     check_name,
     digest,
+    fields_of,
     first_difference,
     flag_of,
     location,
     record,
 )
+from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
@@ -28,7 +30,9 @@ __all__ = [
     "MODELS",
     "MPP_MAX",
     "MPP_MIN",
+    "PLACE_KEYS",
     "STAGE_CONFIGS",
+    "ClusterConfig",
     "EmbedConfig",
     "EncodersConfig",
     "ExportConfig",
@@ -43,6 +47,7 @@ __all__ = [
     "VerifyConfig",
     "check_name",
     "digest",
+    "fields_of",
     "first_difference",
     "flag_of",
     "from_toml",
