@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import tyro
 
 from wsi_mil import __version__
-from wsi_mil.config import STAGE_CONFIGS, flag_of, to_toml, toml_values
+from wsi_mil.config import PLACE_KEYS, STAGE_CONFIGS, fields_of, flag_of, to_toml, toml_values
 from wsi_mil.errors import ConfigError, WsiMilError
 
 if TYPE_CHECKING:
@@ -152,19 +152,24 @@ def _as_typed(config_class: type, of_file: dict[str, Any]) -> type:
             flag = tyro.conf.arg(name=each.metadata.get("flag"), help=text)
             changed[each.name] = Annotated[hints[each.name], flag]
     content = {"__annotations__": changed, "__doc__": config_class.__doc__, **of_file}
-    return dataclasses.dataclass(frozen=True, kw_only=True)(
+    typed: Any = dataclasses.dataclass(frozen=True, kw_only=True)(
         type(config_class.__name__, (config_class,), content)
     )
+    # What stages share is inherited, and would be shown before what is the stage's own.
+    order = [each.name for each in fields_of(config_class)]
+    typed.__dataclass_fields__ = {name: typed.__dataclass_fields__[name] for name in order}
+    return typed  # type: ignore[no-any-return]
 
 
 def _help_texts(config_class: type) -> dict[str, str]:
     """Return the text under each field of a config as one line: the parser would keep the source's lines."""
-    (definition,) = ast.parse(inspect.getsource(config_class)).body
-    assert isinstance(definition, ast.ClassDef)
     texts = {}
-    for line, below in itertools.pairwise(definition.body):
-        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-            texts[ast.unparse(line.target)] = " ".join(str(ast.literal_eval(below.value)).split())
+    for each in config_class.__mro__[:-1]:  # what it inherits has its text where it is declared
+        (definition,) = ast.parse(inspect.getsource(each)).body
+        assert isinstance(definition, ast.ClassDef)
+        for line, below in itertools.pairwise(definition.body):
+            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+                texts[ast.unparse(line.target)] = " ".join(str(ast.literal_eval(below.value)).split())
     return texts
 
 
@@ -184,8 +189,11 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
     fields = {each.name: each for each in dataclasses.fields(STAGE_CONFIGS[stage])}
     flags: list[str] = []
     places: dict[str, Any] = {}
+    own_place = any(flag_of(fields[key]) in _flags_in(arguments) for key in PLACE_KEYS if key in fields)
     for key, value in toml_values(path, stage).items():
         flag = flag_of(fields[key])
+        if own_place and key in PLACE_KEYS:
+            continue  # of the places to work at, the user's word replaces the file's
         if fields[key].metadata.get("positional"):
             places[key] = Path(value)
         elif isinstance(value, bool):
@@ -195,6 +203,11 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
         else:
             flags += [flag, str(value)]
     return flags, places
+
+
+def _flags_in(arguments: Sequence[str]) -> set[str]:
+    """Return the flags that arguments hold, however they are written: --a_b 1, --a-b=1."""
+    return {each.split("=")[0].replace("_", "-") for each in arguments if each.startswith("--")}
 
 
 def _summarise(result: "StageResult", max_failed: float) -> int:

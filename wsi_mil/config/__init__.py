@@ -12,11 +12,13 @@ from wsi_mil.config.base import (
     Location,
     check_name,
     digest,
+    fields_of,
     first_difference,
     flag_of,
     location,
     record,
 )
+from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
 from wsi_mil.config.share import share_of
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
@@ -29,7 +31,9 @@ __all__ = [
     "MODELS",
     "MPP_MAX",
     "MPP_MIN",
+    "PLACE_KEYS",
     "STAGE_CONFIGS",
+    "ClusterConfig",
     "EmbedConfig",
     "EncodersConfig",
     "ExportConfig",
@@ -44,6 +48,7 @@ __all__ = [
     "VerifyConfig",
     "check_name",
     "digest",
+    "fields_of",
     "first_difference",
     "flag_of",
     "from_toml",

@@ -35,6 +35,13 @@ def flag_of(each: dataclasses.Field[Any]) -> str:
     return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
 
 
+def fields_of(config_class: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a config: its own, then those that it shares with others (a cluster's)."""
+    each = dataclasses.fields(config_class)
+    own = config_class.__annotations__
+    return [f for f in each if f.name in own] + [f for f in each if f.name not in own]
+
+
 def require(condition: bool, message: str) -> None:
     """Raise ConfigError with ``message`` unless ``condition`` holds."""
     if not condition:

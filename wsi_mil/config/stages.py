@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import Location, check_mpp, check_name, location, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
 from wsi_mil.config.share import check_share
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig:
+class TileConfig(ClusterConfig):
     """Cut slides into tissue patches: one coordinates file, preview and tissue outline per slide."""
 
     slides: Location = field(metadata={"neutral": True})
@@ -47,6 +48,7 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
         check_mpp("--mpp", self.mpp)
         if self.slide_mpp is not None:
@@ -68,7 +70,7 @@ class TileConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(ClusterConfig):
     """Turn every patch into a feature vector with a pretrained encoder."""
 
     run: Path = field(metadata={"neutral": True})
@@ -114,6 +116,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         devices = tuple(name for each in self.devices for name in each.split(",") if name)
         object.__setattr__(self, "devices", devices)
         require(bool(self.encoder.strip()), "--encoder: the name is empty.")
@@ -131,10 +134,14 @@ class EmbedConfig:
             not self.devices or self.device == "auto",
             f"--device {self.device} and --devices {' '.join(self.devices)}: give one of them.",
         )
+        require(
+            not self.devices or not self.on_cluster,
+            f"--devices {' '.join(self.devices)}: a cluster's workers have a device each; leave it out.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatmapConfig:
+class HeatmapConfig(ClusterConfig):
     """Draw where on each slide the model looked, from the stored features."""
 
     run: Path = field(metadata={"neutral": True})
@@ -162,6 +169,7 @@ class HeatmapConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         require(0 < self.opacity <= 1, f"--opacity {self.opacity}: above 0 and at most 1.")
         require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
         require(0 <= self.top_patches <= 100, f"--top-patches {self.top_patches}: must be 0 to 100.")
