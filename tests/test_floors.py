@@ -20,7 +20,8 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 HOMES = {
     "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks"}, "imagecodecs": {"blocks"},
     "simplejpeg": {"blocks"},
-    "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "distributed": {"parallel"}, "tyro": {"cli"},
+    "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"},
+    "distributed": {"parallel"}, "tyro": {"cli"},
     "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
     "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},
     "tomli_w": {"config"}, "tomllib": {"config"}, "tensorboard": {"train"},
