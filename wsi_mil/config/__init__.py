@@ -21,7 +21,8 @@ from wsi_mil.config.base import (
 from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
 from wsi_mil.config.share import share_of
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
+from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
+from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
