@@ -38,7 +38,6 @@ class Slurm:
         self.folder = folder
         self._grace = grace
         self._processes: list[subprocess.Popen[bytes]] = []
-        self._stopping: list[subprocess.Popen[bytes]] = []
         self.environment = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "PATH": PATH}
 
     def start(self) -> None:
@@ -119,10 +118,10 @@ class Slurm:
         return result.returncode == 0 and set(result.stdout.split()) == {"idle"}
 
     def _daemon(self, *arguments: str) -> None:
-        log = (self.folder / f"{arguments[0]}{len(self._processes)}.log").open("wb")
-        self._processes.append(
-            subprocess.Popen(arguments, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
-        )
+        with (self.folder / f"{arguments[0]}{len(self._processes)}.log").open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(arguments, env=self.environment, stdout=log, stderr=subprocess.STDOUT)
+            )
 
     def _configure(self) -> None:
         munge = self.folder / "munge"
