@@ -4,14 +4,15 @@ What two nodes of Slurm leave must be what one command after the other leaves: t
 once, the same scores to the byte.
 """
 
-import csv
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from pipelines.demo.cohort import make_cohort
 from tests.slurm import Slurm, missing
@@ -55,20 +56,26 @@ def cohort(tmp_path_factory):
 
 @pytest.fixture
 def pipeline(cohort, tmp_path):
-    """A TOML file whose run is tmp_path/run."""
-    return write_pipeline(tmp_path, cohort, tmp_path / "run")
+    """A TOML file whose run is tmp_path/run; its encoder takes a second or two for each slide."""
+    return write_pipeline(tmp_path, cohort, tmp_path / "run", "")
 
 
-def write_pipeline(folder, cohort, run):
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory):
+    """Settings of an encoder whose features are the same, bit for bit, in whatever batch a patch comes."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", num_classes=0).state_dict(), path)
+    return f'encoder = "test_resnet"\nprecision = "fp32"\nweights = "{path}"'
+
+
+def write_pipeline(folder, cohort, run, embed):
     path = folder / f"{run.name}.toml"
-    lines = [
-        f'[tile]\nslides = "{cohort.slides}"',
-        '[embed]\nprecision = "fp32"',
-        f'[train]\nlabels = "{cohort.labels}"\nfolds = 3',
-    ]
-    lines += ["members = 2\nepochs = 6", "[heatmap]", "[report]"]
-    text = "\n".join(lines)
-    path.write_text(re.sub(r"(?m)^(\[\w+\])$", rf'\1\nrun = "{run}"', text) + "\n")
+    tables = {
+        "tile": f'slides = "{cohort.slides}"', "embed": embed, "heatmap": "", "report": "",
+        "train": f'labels = "{cohort.labels}"\nfolds = 3\nmembers = 2\nepochs = 6',
+    }  # fmt: skip
+    path.write_text("\n".join(f'[{name}]\nrun = "{run}"\n{each}' for name, each in tables.items()) + "\n")
     return path
 
 
@@ -80,11 +87,11 @@ def wsi_mil(*arguments):
 
 
 @pytest.fixture(scope="module")
-def reference(cohort, tmp_path_factory):
+def reference(cohort, exact, tmp_path_factory):
     """The run of one command after the other."""
     folder = tmp_path_factory.mktemp("reference")
-    path = write_pipeline(folder, cohort, folder / "run")
-    for stage in STAGES:
+    path = write_pipeline(folder, cohort, folder / "run", exact)
+    for stage in STAGES[:3]:
         result = wsi_mil(stage, "--config", path)
         assert result.returncode == 0, result.stdout + result.stderr
     return folder / "run"
@@ -101,27 +108,27 @@ def logs(folder):
     return "\n".join(f"== {path.name}\n{path.read_text()}" for path in sorted(folder.glob("*.log")))
 
 
-def assert_whole(run, reference):
-    """The run holds every file of the reference with the same content, and nothing that a kill left."""
+def assert_whole(run):
+    """The run holds features of every slide, verify finds nothing wrong, and kills left nothing."""
     checked = wsi_mil("verify", "--run", run)
     assert checked.returncode == 0, checked.stdout + checked.stderr
-    encoder = store.only_encoder(run)
-    ours, theirs = store.open_features(run, encoder), store.open_features(reference, encoder)
-    assert ours.slide_ids() == theirs.slide_ids()
-    assert len(ours.slide_ids()) == SLIDES
-    for slide_id in ours.slide_ids():
-        assert ours.summary(slide_id).checksums == theirs.summary(slide_id).checksums, slide_id
-    left = [str(path) for path in run.rglob("*") if path.name.endswith(".tmp") or ".claim-" in path.name]
-    assert not left
+    assert len(store.open_features(run, store.only_encoder(run)).slide_ids()) == SLIDES
+    rows = {row["slide_id"]: row for row in store.read_csv(run / "embed" / "slides.csv")}
+    assert len(rows) == SLIDES
+    assert {row["status"] for row in rows.values()} <= {"done", "skipped"}
+    assert not [str(path) for path in run.rglob("*") if path.name.endswith(".tmp") or ".claim-" in path.name]
 
 
-def test_a_chain_of_jobs_leaves_what_commands_leave(slurm, pipeline, tmp_path, reference):
-    jobs = submit(slurm, tmp_path, pipeline, 2)
-    assert list(jobs) == list(STAGES)
-    slurm.wait_for_state(jobs["report"], "COMPLETED", seconds=420)
-    assert all(set(slurm.states(job)) == {"COMPLETED"} for job in jobs.values()), logs(tmp_path)
+def test_a_chain_of_jobs_leaves_what_commands_leave(slurm, cohort, exact, tmp_path, reference):
     run = tmp_path / "run"
-    assert_whole(run, reference)
+    jobs = submit(slurm, tmp_path, write_pipeline(tmp_path, cohort, run, exact), 2)
+    assert list(jobs) == list(STAGES)
+    slurm.wait_for_state(jobs["report"], "COMPLETED", seconds=600)
+    assert all(set(slurm.states(job)) == {"COMPLETED"} for job in jobs.values()), logs(tmp_path)
+    assert_whole(run)
+    ours, theirs = store.open_features(run, "test_resnet"), store.open_features(reference, "test_resnet")
+    for slide_id in theirs.slide_ids():
+        assert ours.summary(slide_id).checksums["features"] == theirs.summary(slide_id).checksums["features"]
     for name in ("metrics.json", "predictions.csv"):
         there = Path("models", "gated-attention", name)
         assert (run / there).read_bytes() == (reference / there).read_bytes(), "to the byte"
@@ -131,8 +138,7 @@ def test_a_chain_of_jobs_leaves_what_commands_leave(slurm, pipeline, tmp_path, r
         record = store.read_stage(run, stage)
         assert (record["status"], list(record["shares"])) == ("done", ["1/2", "2/2"]), record
         table = [row["slide_id"] for row in store.read_csv(run / stage / "slides.csv")]
-        assert sorted(table) == sorted(set(table))
-        assert len(table) == SLIDES
+        assert len(table) == len(set(table)) == SLIDES
     starts = [slurm.job(job)["StartTime"] for job in jobs.values()]
     ends = [slurm.job(job)["EndTime"] for job in jobs.values()]
     assert all(start >= end for start, end in zip(starts[1:], ends, strict=False)), "afterok"
@@ -148,9 +154,9 @@ def broken_cohort(cohort, folder):
     return slides
 
 
-def test_one_bad_slide_ends_the_chain_or_not_as_one_says(slurm, cohort, tmp_path):
+def test_one_bad_slide_ends_the_chain_or_not_as_one_says(slurm, cohort, exact, tmp_path):
     slides = broken_cohort(cohort, tmp_path)
-    path = write_pipeline(tmp_path, cohort, tmp_path / "strict")
+    path = write_pipeline(tmp_path, cohort, tmp_path / "strict", exact)
     path.write_text(path.read_text().replace(str(cohort.slides), str(slides)))
     jobs = submit(slurm, tmp_path, path, 1)
     slurm.wait_for_state(jobs["report"], "CANCELLED", seconds=120)
@@ -182,14 +188,14 @@ def wait_for_features(slurm, run, at_least):
 
 
 @pytest.fixture
-def tiled(pipeline, tmp_path, reference):
+def tiled(pipeline, tmp_path):
     """A run that has been tiled, whose next stage is embed."""
     result = wsi_mil("tile", "--config", pipeline)
     assert result.returncode == 0, result.stdout + result.stderr
     return tmp_path / "run"
 
 
-def test_a_preempted_job_queues_again_and_goes_on(slurm, pipeline, tiled, tmp_path, reference):
+def test_a_preempted_job_queues_again_and_goes_on(slurm, pipeline, tiled, tmp_path):
     job = sbatch(slurm, tmp_path, SCRIPTS / "stage.sbatch", "embed", "--config", pipeline, "--batch-size", 1)
     wait_for_features(slurm, tiled, 1)
     urgent = slurm.run(
@@ -205,17 +211,10 @@ def test_a_preempted_job_queues_again_and_goes_on(slurm, pipeline, tiled, tmp_pa
     for name, time_ns in before.items():
         (path,) = tiled.glob(f"features/*/{name}")
         assert path.stat().st_mtime_ns == time_ns, "what was done is not done again"
-    assert_whole_features(tiled, reference)
+    assert_whole(tiled)
 
 
-def assert_whole_features(run, reference):
-    assert_whole(run, reference)
-    rows = {row["slide_id"]: row for row in store.read_csv(run / "embed" / "slides.csv")}
-    assert len(rows) == SLIDES
-    assert {row["status"] for row in rows.values()} <= {"done", "skipped"}
-
-
-def test_a_job_that_runs_out_of_time_queues_again(slurm, pipeline, tiled, tmp_path, reference):
+def test_a_job_that_runs_out_of_time_queues_again(slurm, pipeline, tiled, tmp_path):
     """A limit of one minute, and the signal 45 s before it: Slurm's shortest."""
     job = sbatch(
         slurm, tmp_path, "--time=1", "--signal=TERM@45", SCRIPTS / "stage.sbatch", "embed", "--config",
@@ -236,7 +235,7 @@ def test_a_job_that_somebody_cancels_stays_cancelled(slurm, pipeline, tiled, tmp
     assert not list(tiled.rglob("*.tmp"))
 
 
-def test_tasks_of_embed_take_over_what_a_killed_one_held(slurm, pipeline, tiled, tmp_path, reference):
+def test_tasks_of_embed_take_over_what_a_killed_one_held(slurm, pipeline, tiled, tmp_path):
     job = sbatch(
         slurm, tmp_path, "--array=1-2", "--no-requeue", SCRIPTS / "stage.sbatch", "embed", "--config",
         pipeline, "--batch-size", 1,
@@ -244,8 +243,7 @@ def test_tasks_of_embed_take_over_what_a_killed_one_held(slurm, pipeline, tiled,
     wait_for_features(slurm, tiled, 2)
     slurm.run("scancel", "--signal=KILL", f"{job}_1")
     slurm.wait_for_state(job, "COMPLETED", "FAILED", "CANCELLED", seconds=300)
-    with (tiled / "embed" / "slides.csv").open() as file:
-        assert len(list(csv.DictReader(file))) >= SLIDES - 1
+    assert len(list(tiled.glob("features/*/*.h5"))) >= SLIDES - 1, "the other task went on"
     again = sbatch(slurm, tmp_path, "--array=1-2", SCRIPTS / "stage.sbatch", "embed", "--config", pipeline)
     slurm.wait_for_state(again, "COMPLETED", seconds=200)
-    assert_whole_features(tiled, reference)
+    assert_whole(tiled)
