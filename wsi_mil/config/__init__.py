@@ -22,8 +22,8 @@ from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
-from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "Location",
     "PredictConfig",
     "ReportConfig",
+    "RunConfig",
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
@@ -56,5 +57,6 @@ __all__ = [
     "read_grid",
     "record",
     "to_toml",
+    "toml_tables",
     "toml_values",
 ]

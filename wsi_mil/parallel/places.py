@@ -4,8 +4,8 @@ Comes in: a picklable function of one task, and a task per slide id. Goes out: o
 knows nothing of slides, stages or files, but for the folder that all workers of a cluster must see.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -88,3 +88,15 @@ def as_they_end(
     else:
         for slide_id, task in tasks.items():
             yield attempt(slide_id, function, task)
+
+
+@contextmanager
+def local_cluster(workers: int = 0) -> Iterator[str]:
+    """Start a Dask cluster on this machine that ends with the block; yield its scheduler's address.
+
+    ``workers`` processes of a thread each; 0 is one per core.
+    """
+    from wsi_mil.parallel.cluster import local_scheduler  # noqa: PLC0415 - as above
+
+    with local_scheduler(workers) as address:
+        yield address
