@@ -31,11 +31,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.demo.cohort demo
-	$(BIN)/wsi-mil tile --config $(DEMO)
-	$(BIN)/wsi-mil embed --config $(DEMO)
-	$(BIN)/wsi-mil train --config $(DEMO)
-	$(BIN)/wsi-mil heatmap --config $(DEMO)
-	$(BIN)/wsi-mil report --config $(DEMO)
+	$(BIN)/wsi-mil run $(DEMO)
 	@$(BIN)/python -m pipelines.demo.summary demo/run demo/truth
 
 demo-random-weights: $(READY)

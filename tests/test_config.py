@@ -261,6 +261,7 @@ def test_where_the_work_is_done_changes_no_digest(stage):
     ("change", "words"),
     [
         ({"scheduler": "tcp://a:1", "dask": "local"}, "--scheduler and --dask local: name one cluster"),
+        ({"scheduler": "tcp://a:1", "dask": "none"}, "--scheduler and --dask none: name one cluster"),
         ({"scheduler": "node1"}, "--scheduler node1: wanted an address such as tcp://HOST:8786"),
         ({"dask": "cloud"}, "--dask cloud: unknown"),
         ({"worker_wait": 0}, "--worker-wait 0"),

@@ -149,7 +149,8 @@ def test_the_image_has_the_versions_of_constraints(image):
 
 def test_a_change_of_the_source_builds_in_a_minute(image, tmp_path):
     """A copy of what the image is made of, with a line more in one module."""
-    parts = "docker/Dockerfile docker/requirements.py .dockerignore pyproject.toml constraints.txt README.md LICENSE"
+    parts = "docker/Dockerfile docker/requirements.py .dockerignore pyproject.toml constraints.txt README.md "
+    parts += "LICENSE"
     for name in parts.split():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
@@ -278,7 +279,8 @@ def test_a_worker_of_the_cluster_is_killed_and_every_slide_is_done_once(place, f
     place.readme(up)
     try:
         client = subprocess.Popen(
-            [*compose_words(), *run.replace("run --rm", "run --rm -T").split()[2:]], cwd=DOCKER, env=place.variables,
+            [*compose_words(), *run.replace("run --rm", "run --rm -T").split()[2:]],
+            cwd=DOCKER, env=place.variables,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
         )  # fmt: skip
         deadline = time.monotonic() + 300

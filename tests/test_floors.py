@@ -13,6 +13,7 @@ FLOORS = [
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
     {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange", "catalog"},
     {"report", "view"},
+    {"pipeline"},
     {"cli"},
     {"__main__"},
 ]

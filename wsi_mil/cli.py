@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from wsi_mil.parallel import StageResult
 
 _FUNCTIONS = {
+    "run": "wsi_mil.pipeline:run",
     "encoders": "wsi_mil.catalog:run",
     "import": "wsi_mil.exchange:import_run",
     "export": "wsi_mil.exchange:export_run",
@@ -48,6 +49,9 @@ a first run:
   wsi-mil train   --run RUN --labels labels.csv
   wsi-mil heatmap --run RUN
   wsi-mil report  --run RUN
+
+all of it, from a file of settings:
+  wsi-mil run PIPELINE.toml
 
 new slides, by a model that was trained:
   wsi-mil predict --run NEW --model RUN/models/NAME
@@ -125,9 +129,15 @@ def _run(stage: str, arguments: list[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         module, function = _FUNCTIONS.get(stage, f"wsi_mil.{stage}:run").split(":")
-        result = getattr(importlib.import_module(module), function)(settings)
+        call = getattr(importlib.import_module(module), function)
+        result = call(settings, told=_tell) if stage == "run" else call(settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if isinstance(result, list):
+        _list_failed(
+            [(f"{each.stage}: {one.slide_id}", one.reason) for each in result for one in each.failed]
+        )
+        return max((_code(each, max_failed) for each in result), default=0)
     return result if isinstance(result, int) else _summarise(result, max_failed)
 
 
@@ -186,6 +196,8 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
         return [], {}  # --config without a value: the real parser says so
     if path is None:
         return [], {}
+    if stage == "run":
+        raise ConfigError(f"--config {path}: the file stands behind the command: wsi-mil run {path}")
     fields = {each.name: each for each in dataclasses.fields(STAGE_CONFIGS[stage])}
     flags: list[str] = []
     places: dict[str, Any] = {}
@@ -211,28 +223,48 @@ def _flags_in(arguments: Sequence[str]) -> set[str]:
 
 
 def _summarise(result: "StageResult", max_failed: float) -> int:
-    """Print how many slides ended how, and the table of those that failed; return the exit code."""
+    """Print the table of slides that failed, and how many ended how; return the exit code."""
+    _list_failed([(each.slide_id, each.reason) for each in result.failed], result.named)
+    _tell(result)
+    return _code(result, max_failed)
+
+
+def _code(result: "StageResult", max_failed: float) -> int:
+    """Return the exit code of a stage; say so where --max-failed lets failed slides pass."""
+    if not result.failed:
+        return 0
+    if result.named != "slide" or len(result.failed) > max_failed * len(result.outcomes):
+        return 1
+    print(f"{result.stage}: --max-failed {max_failed:g} lets {len(result.failed)} failed pass")
+    return 0
+
+
+def _list_failed(failed: Sequence[tuple[str, str]], named: str = "slide") -> None:
+    """Print a table of what failed and why."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    counts = ", ".join(f"{result.count(status)} {status}" for status in ("done", "skipped", "failed"))
+    if not failed:
+        return
+    table = Table(title=f"{len(failed)} failed", title_justify="left")
+    table.add_column(named, overflow="fold")
+    table.add_column("reason", overflow="fold")
+    for name, reason in failed:
+        table.add_row(Text(name), Text(reason))
+    Console(highlight=False).print(table)
+
+
+def _tell(result: "StageResult") -> None:
+    """Print the remarks on a stage's slides, and how many ended how."""
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True)
-    if result.failed:
-        table = Table(title=f"{len(result.failed)} failed", title_justify="left")
-        table.add_column(result.named, overflow="fold")
-        table.add_column("reason", overflow="fold")
-        for each in result.failed:
-            table.add_row(Text(each.slide_id), Text(each.reason))
-        Console(highlight=False).print(table)
+    counts = ", ".join(f"{result.count(status)} {status}" for status in ("done", "skipped", "failed"))
     for each in result.outcomes:
         if each.facts.get("reason"):
             console.print(f"note: {each.slide_id}: {each.facts['reason']}", markup=False)
     console.print(f"{result.stage}: {counts} -> {result.output}", markup=False)
-    passed = result.named == "slide" and len(result.failed) <= max_failed * len(result.outcomes)
-    if result.failed and passed:
-        console.print(f"{result.stage}: --max-failed {max_failed:g} lets {len(result.failed)} failed pass")
-    return 1 if result.failed and not passed else 0
 
 
 def _command_list() -> str:

@@ -23,8 +23,8 @@ from wsi_mil.config.grid import read_grid
 from wsi_mil.config.share import share_of
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
-from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -44,6 +44,7 @@ __all__ = [
     "Location",
     "PredictConfig",
     "ReportConfig",
+    "RunConfig",
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
@@ -58,5 +59,6 @@ __all__ = [
     "record",
     "share_of",
     "to_toml",
+    "toml_tables",
     "toml_values",
 ]

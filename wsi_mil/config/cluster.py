@@ -16,7 +16,7 @@ class ClusterConfig:
     and the slides under the same paths as this machine."""
     scheduler_file: Path | None = neutral(None)
     """The file that `dask scheduler --scheduler-file FILE` wrote, instead of --scheduler."""
-    dask: Literal["none", "local"] = neutral("none")
+    dask: Literal["none", "local"] | None = neutral(None)
     """local: start a Dask cluster on this machine for this command, a worker per core. none: no cluster, also
     where a TOML file's [cluster] names one."""
     worker_wait: int = neutral(600)
@@ -29,12 +29,12 @@ class ClusterConfig:
             for flag, given in (
                 ("--scheduler", self.scheduler is not None),
                 ("--scheduler-file", self.scheduler_file is not None),
-                ("--dask local", self.dask == "local"),
+                (f"--dask {self.dask}", self.dask is not None),
             )
             if given
         ]
+        require(self.dask in (None, "none", "local"), f"--dask {self.dask}: unknown; wanted none, local.")
         require(len(named) < 2, f"{' and '.join(named)}: name one cluster.")
-        require(self.dask in ("none", "local"), f"--dask {self.dask}: unknown; wanted none, local.")
         require(
             self.scheduler is None or "://" in self.scheduler,
             f"--scheduler {self.scheduler}: wanted an address such as tcp://HOST:8786.",

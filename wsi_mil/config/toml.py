@@ -11,7 +11,7 @@ from wsi_mil.config.base import Config, Json, choices_of, fields_of, kinds_of, l
 from wsi_mil.config.cluster import CLUSTER_KEYS, PLACE_KEYS, ClusterConfig
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
 
@@ -22,6 +22,7 @@ STAGE_CONFIGS: dict[str, type] = {
     "heatmap": HeatmapConfig,
     "predict": PredictConfig,
     "report": ReportConfig,
+    "run": RunConfig,
     "encoders": EncodersConfig,
     "verify": VerifyConfig,
     "import": ImportConfig,
@@ -46,7 +47,7 @@ def toml_tables(path: Path) -> dict[str, dict[str, Json]]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not TOML ({error}).") from error
-    known = [*STAGE_CONFIGS, CLUSTER]
+    known = [*(name for name in STAGE_CONFIGS if name != "run"), CLUSTER]
     for table, values in content.items():
         require(
             table in known and isinstance(values, dict),

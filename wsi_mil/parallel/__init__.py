@@ -6,7 +6,7 @@ imports Dask, and only when it is asked for.
 """
 
 from wsi_mil.parallel.outcome import Contained, Outcome, StageResult, attempt, contained
-from wsi_mil.parallel.places import Place, as_they_end, map_slides
+from wsi_mil.parallel.places import Place, as_they_end, local_cluster, map_slides
 from wsi_mil.parallel.processes import cpu_count, enter_worker, limit_cores
 from wsi_mil.parallel.progress import Watch, console, progress
 
@@ -23,6 +23,7 @@ __all__ = [
     "cpu_count",
     "enter_worker",
     "limit_cores",
+    "local_cluster",
     "map_slides",
     "progress",
 ]

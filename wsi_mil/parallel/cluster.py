@@ -10,14 +10,10 @@ results back, and to show all that.
 """
 
 import contextlib
-import dataclasses
 import functools
 import logging
-import os
 import pickle
 import queue
-import re
-import socket
 import threading
 import time
 import uuid
@@ -31,17 +27,19 @@ from distributed import Client, Future, KilledWorker, LocalCluster
 
 import wsi_mil
 from wsi_mil.config import ClusterConfig
-from wsi_mil.errors import ClusterError, ConfigError
+from wsi_mil.errors import ClusterError
 from wsi_mil.parallel.board import Board, Seat
-from wsi_mil.parallel.outcome import Outcome, Task, attempt
+from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt, contained
 from wsi_mil.parallel.places import Place
 from wsi_mil.parallel.processes import cpu_count, limit_cores
 from wsi_mil.parallel.progress import Watch, console
+from wsi_mil.parallel.shared import absolute, beacon_in, wait_for
 
 _LOOK_S = 1.0  # how often workers are looked for
 _GLANCE_S = 0.2  # how often all else is
 _SILENT_S = 30.0  # a scheduler that says nothing for so long is lost
 _CONNECT_S = 10.0
+_STILL_BORN = 4  # workers that die before their first slide while no other is at work
 _SEE_S = 5.0  # how long a worker looks for a file that was just written: file systems on a network are late
 _RESUME = "What is done is kept: give the command again to go on."
 
@@ -50,7 +48,7 @@ _told: set[str] = set()  # schedulers whose dashboard was said
 
 
 def on_cluster(
-    function: Callable[[Task], Mapping[str, Any] | None],
+    function: Work[Task],
     tasks: Mapping[str, Task],
     title: str,
     place: Place,
@@ -63,7 +61,7 @@ def on_cluster(
     """
     assert place.cluster is not None
     with ExitStack() as stack:
-        beacon = stack.enter_context(_beacon(place.shared)) if place.shared else None
+        beacon = stack.enter_context(beacon_in(place.shared)) if place.shared else None
         client = stack.enter_context(_client(place.cluster, place.workers))
         work = _Work(client, function, tasks, title, place, watch, beacon)
         stack.callback(work.close)
@@ -94,7 +92,7 @@ def _client(config: ClusterConfig, workers: int) -> Iterator[Client]:
         if config.dask == "local":
             address: dict[str, Any] = {"address": stack.enter_context(local_scheduler(workers))}
         elif config.scheduler_file is not None:
-            _wait_for(config.scheduler_file, config.worker_wait)
+            wait_for(config.scheduler_file, config.worker_wait)
             address = {"scheduler_file": str(config.scheduler_file)}
         else:
             address = {"address": config.scheduler}
@@ -114,43 +112,13 @@ def _client(config: ClusterConfig, workers: int) -> Iterator[Client]:
         yield client
 
 
-def _wait_for(path: Path, seconds: float) -> None:
-    """Wait for the file that a scheduler writes when it is up: a batch job may have just started it."""
-    deadline = time.monotonic() + seconds
-    if not path.is_file():
-        console.print(f"Dask: waiting for a scheduler to write {path}", markup=False)
-    while not path.is_file():
-        if time.monotonic() > deadline:
-            raise ConfigError(
-                f"--scheduler-file {path}: no such file after {seconds:.0f} s; `dask scheduler "
-                "--scheduler-file FILE` writes it."
-            )
-        time.sleep(0.2)
-
-
-@contextmanager
-def _beacon(folder: Path) -> Iterator[Path]:
-    """Yield a new file in a folder: a worker that sees it sees the folder that is meant.
-
-    Its name is that of a temporary file, which a later run removes if this process is killed.
-    """
-    host = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname()) or "localhost"
-    path = folder.absolute() / f".beacon-{uuid.uuid4().hex}.{host}-{os.getpid()}.tmp"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.touch()
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
 class _Work:
     """The slides of one call on their way through the cluster."""
 
     def __init__(
         self,
         client: Client,
-        function: Callable[[Any], Mapping[str, Any] | None],
+        function: Work[Any],
         tasks: Mapping[str, Any],
         title: str,
         place: Place,
@@ -160,6 +128,7 @@ class _Work:
         assert place.cluster is not None
         self._client, self._function, self._tasks, self._title = client, function, tasks, title
         self._place, self._watch, self._beacon = place, watch, beacon
+        self._prepare = absolute(place.prepare)
         self._wait_s = place.cluster.worker_wait
         self._address: str = client.scheduler_info()["address"]
         self._board = Board(tasks)
@@ -171,6 +140,7 @@ class _Work:
         self._stop = threading.Event()
         self._topic = f"wsi-mil-{uuid.uuid4().hex}"
         self._glanced = 0.0
+        self._still_born = 0
         self._finished: dict[Any, float] = {}
         self._heard = self._staffed = time.monotonic()
         self._said_waiting = False
@@ -213,6 +183,11 @@ class _Work:
             return
         if self._refused and len(self._refused) == len(self._infos):
             raise ClusterError(f"no worker of {where} can be used: {'; '.join(self._refused.values())}.")
+        if self._still_born >= _STILL_BORN:
+            raise ClusterError(
+                f"{self._still_born} workers of {where} died before their first slide: see their logs; "
+                f"it may be their memory. {left}. {_RESUME}"
+            )
         if now - self._staffed > self._wait_s:
             raise ClusterError(
                 f"no worker at {where} for {self._wait_s} s (--worker-wait); {left}. Start some with `dask "
@@ -292,6 +267,7 @@ class _Work:
             del self._refused[address]
         for address in [each for each in self._greeted if each not in infos]:
             self._greeted.pop(address).release()
+            self._still_born += 1
         for address in [each for each in self._board.seats if each not in infos]:
             for slide_id in self._board.seats[address].running:
                 future = self._futures.pop(slide_id)
@@ -316,7 +292,7 @@ class _Work:
         yield from failed
 
     def _greet(self, address: str) -> None:
-        future = self._submit(address, "hello", _about, self._beacon)
+        future = self._submit(address, "hello", _about, self._beacon, self._prepare)
         self._greeted[address] = future
         future.add_done_callback(lambda future: self._events.put(lambda: self._met(address, future)))
 
@@ -336,6 +312,8 @@ class _Work:
                 why = f"has wsi-mil {about['version']}, and this is {wsi_mil.__version__}"
             elif not about["sees"]:
                 why = f"does not see {self._place.shared} of this machine: a shared file system is needed"
+            elif about["reason"]:
+                why = f"cannot be used: {about['reason']}"
         future.release()
         if why:
             self._refused[address] = f"{address} {why}"
@@ -347,33 +325,21 @@ class _Work:
         yield from ()
 
 
-def absolute(task: Any) -> Any:
-    """Return a task with the paths in it absolute: a worker stands in another folder."""
-    if isinstance(task, Path):
-        return task.absolute()
-    if isinstance(task, tuple) and type(task) is tuple:
-        return tuple(absolute(each) for each in task)
-    if dataclasses.is_dataclass(task) and not isinstance(task, type):
-        changed = {
-            each.name: new
-            for each in dataclasses.fields(task)
-            if each.init and (new := absolute(old := getattr(task, each.name))) is not old
-        }
-        return dataclasses.replace(task, **changed) if changed else task
-    return task
-
-
-def _about(beacon: Path | None) -> dict[str, Any]:
-    """In a worker: say who it is, and whether it sees the file that the client has just written."""
+def _about(beacon: Path | None, prepare: Callable[[], None] | None) -> dict[str, Any]:
+    """In a worker: get ready; say who it is, and whether it sees a file that the client has just written."""
     deadline = time.monotonic() + _SEE_S
     while beacon is not None and not beacon.exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    return {"version": wsi_mil.__version__, "sees": beacon is None or beacon.exists()}
+    about = {"version": wsi_mil.__version__, "sees": beacon is None or beacon.exists(), "reason": ""}
+    if about["sees"] and prepare is not None:
+        limit_cores(distributed.get_worker().state.nthreads)
+        with _alone, contained("", 0.0) as result:
+            prepare()
+        about["reason"] = result.failure.reason if result.failure else ""
+    return about
 
 
-def _work_on(
-    slide_id: str, function: Callable[[Task], Mapping[str, Any] | None], task: Task, alone: bool, topic: str
-) -> None:
+def _work_on(slide_id: str, function: Work[Task], task: Task, alone: bool, topic: str) -> None:
     """In a worker: do one slide, and tell what became of it."""
     worker = distributed.get_worker()
     limit_cores(worker.state.nthreads if alone else 1)

@@ -35,6 +35,11 @@ class Outcome:
         return base | {"reason": self.reason} | dict(self.facts)
 
 
+Work = Callable[[Task], Mapping[str, Any] | Outcome | None]
+"""Does one slide's task. Returns facts about the slide, None where there was nothing left to do (skipped), or
+the outcome itself."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
     """What a stage's ``run`` returns: every slide's outcome, and the folder where its output lies.
@@ -57,17 +62,16 @@ class StageResult:
         return sum(each.status == status for each in self.outcomes)
 
 
-def attempt(slide_id: str, function: Callable[[Task], Mapping[str, Any] | None], task: Task) -> Outcome:
-    """Call ``function(task)`` and return what became of it; an exception is that slide's failure.
-
-    The function returns facts about the slide, or None where there was nothing left to do (skipped).
-    """
+def attempt(slide_id: str, function: Work[Task], task: Task) -> Outcome:
+    """Call ``function(task)`` and return what became of it; an exception is that slide's failure."""
     start = time.perf_counter()
-    facts: Mapping[str, Any] | None = None
+    facts: Mapping[str, Any] | Outcome | None = None
     with contained(slide_id, start) as result:
         facts = function(task)
     if result.failure:
         return result.failure
+    if isinstance(facts, Outcome):
+        return facts
     status: Literal["done", "skipped"] = "skipped" if facts is None else "done"
     return Outcome(slide_id=slide_id, status=status, seconds=time.perf_counter() - start, facts=facts or {})
 

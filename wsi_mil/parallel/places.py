@@ -4,14 +4,13 @@ Comes in: a picklable function of one task, and a task per slide id. Goes out: o
 knows nothing of slides, stages or files, but for the folder that all workers of a cluster must see.
 """
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from wsi_mil.config import ClusterConfig
-from wsi_mil.parallel.outcome import Outcome, Task, attempt
+from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt
 from wsi_mil.parallel.processes import cpu_count, in_processes
 from wsi_mil.parallel.progress import Watch, progress
 
@@ -23,7 +22,8 @@ class Place:
     ``workers``: processes of this machine (0: one per core; 1: this process). ``cluster`` names a cluster
     instead. Its workers must see the folder ``shared`` under its path. ``alone``: a worker's process takes
     one slide at a time, with all of its threads; else one per thread. ``resource``: where workers offer it
-    (``dask worker --resources "GPU=1"``), only they are asked, for one of it per slide.
+    (``dask worker --resources "GPU=1"``), only they are asked, for one of it per slide. ``prepare`` is called
+    once in each worker before its first slide; one where it fails is left out, and said.
     """
 
     workers: int = 0
@@ -31,10 +31,11 @@ class Place:
     shared: Path | None = None
     alone: bool = False
     resource: str = ""
+    prepare: Callable[[], None] | None = None
 
 
 def map_slides(
-    function: Callable[[Task], Mapping[str, Any] | None],
+    function: Work[Task],
     tasks: Mapping[str, Task],
     *,
     title: str,
@@ -65,7 +66,7 @@ def map_slides(
 
 
 def as_they_end(
-    function: Callable[[Task], Mapping[str, Any] | None],
+    function: Work[Task],
     tasks: Mapping[str, Task],
     *,
     title: str,
@@ -87,3 +88,15 @@ def as_they_end(
     else:
         for slide_id, task in tasks.items():
             yield attempt(slide_id, function, task)
+
+
+@contextmanager
+def local_cluster(workers: int = 0) -> Iterator[str]:
+    """Start a Dask cluster on this machine that ends with the block; yield its scheduler's address.
+
+    ``workers`` processes of a thread each; 0 is one per core.
+    """
+    from wsi_mil.parallel.cluster import local_scheduler  # noqa: PLC0415 - as above
+
+    with local_scheduler(workers) as address:
+        yield address

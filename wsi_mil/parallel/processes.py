@@ -8,13 +8,12 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from typing import Any
 
-from wsi_mil.parallel.outcome import Outcome, Task, attempt
+from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt
 from wsi_mil.parallel.progress import Watch
 
 _LOOK_S = 5.0  # how often stragglers are looked for
@@ -36,7 +35,7 @@ def limit_cores(count: int | None) -> None:
 
 
 def in_processes(
-    function: Callable[[Task], Mapping[str, Any] | None],
+    function: Work[Task],
     tasks: Mapping[str, Task],
     workers: int,
     watch: Watch,
