@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-scale test-dask bench-read bench-embed bench-embed-gpu bench-train bench-train-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
+.PHONY: test-docker test-slurm bench-scale test-dask bench-read bench-embed bench-embed-gpu bench-train bench-train-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -20,6 +20,8 @@ help:
 	@echo "make bench-train-gpu      five folds on a CUDA device against one"
 	@echo "make bench-scale          Dask workers against one, against local processes; workers killed (half an hour)"
 	@echo "make test-dask            a Dask cluster whose workers and scheduler are killed (minutes)"
+	@echo "make test-docker          the image and the compose commands, with a real Docker engine (a build is 6 GB)"
+	@echo "make test-slurm           the jobs of pipelines/slurm, with a Slurm started here (root; Debian's packages)"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -77,6 +79,14 @@ test-dask: $(READY)
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+# Where no image registry can be reached: WSI_MIL_TEST_BASE=IMAGE, an image with Python, venv and pip that is there;
+# where the engine has no bridge network: WSI_MIL_TEST_BUILD_NETWORK=host.
+test-docker: $(READY)
+	$(BIN)/python -m pytest -m docker -s
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

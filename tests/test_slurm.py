@@ -247,3 +247,24 @@ def test_tasks_of_embed_take_over_what_a_killed_one_held(slurm, pipeline, tiled,
     again = sbatch(slurm, tmp_path, "--array=1-2", SCRIPTS / "stage.sbatch", "embed", "--config", pipeline)
     slurm.wait_for_state(again, "COMPLETED", seconds=200)
     assert_whole(tiled)
+
+
+def test_dask_workers_are_jobs_that_end_with_their_stage(slurm, cohort, exact, tmp_path, reference):
+    run = tmp_path / "run"
+    path = write_pipeline(tmp_path, cohort, run, exact)
+    command = [sys.executable, "-m", "pipelines.slurm.dask_cluster", path, "--jobs", 2, "--memory", "1GB"]
+    command += ["--walltime", "00:30:00", "--interface", "lo", "--logs", tmp_path / "logs"]
+    result = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False,
+        timeout=900,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr + slurm.logs()
+    assert_whole(run)
+    ours, theirs = store.open_features(run, "test_resnet"), store.open_features(reference, "test_resnet")
+    for slide_id in theirs.slide_ids():
+        assert ours.summary(slide_id).checksums["features"] == theirs.summary(slide_id).checksums["features"]
+    assert len(list(run.glob("heatmaps/*/*/overlay.jpg"))) == SLIDES
+    names = set(slurm.run("scontrol", "show", "job", "--oneliner").split())
+    for stage in ("tile", "embed", "heatmap"):
+        assert f"JobName=wsi-mil-{stage}" in names, "jobs did the work"
+    slurm.wait(lambda: not slurm.run("squeue", "--noheader"), 60, "workers outlived their stage")
