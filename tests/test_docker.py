@@ -12,12 +12,14 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from pipelines.demo.cohort import make_cohort
 from wsi_mil import store
+from wsi_mil.config import STAGE_CONFIGS
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[1]
@@ -271,6 +273,33 @@ def test_the_table_of_variables_is_the_files(place):
     section = README.split("## On a GPU node")[1].split("\n## ")[0]
     table = set(re.findall(r"^\| `(\w+)`", section, re.MULTILINE))
     assert used == example == table
+
+
+def test_the_viewer_shows_the_run_on_the_node(place, first_run):
+    if "view" not in STAGE_CONFIGS:
+        pytest.skip("there is no `wsi-mil view` yet: the service viewer was NOT tested")
+    place.variables |= {"WSI_MIL_RUN": "first", "WSI_MIL_VIEWER_PORT": "8765"}
+    (line,) = readme_block("docker-viewer")
+    words = line.split()[2:]
+    viewer = subprocess.Popen(
+        [*compose_words(), *words[: words.index("run") + 1], "-T", *words[words.index("run") + 1 :]],
+        cwd=DOCKER, env=place.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert viewer.stdout is not None
+        said = []
+        for printed in viewer.stdout:
+            said.append(printed)
+            if found := re.search(r"http://127\.0\.0\.1:8765\S*", printed):
+                break
+        else:
+            raise AssertionError("".join(said))
+        with urllib.request.urlopen(found[0], timeout=30) as page:
+            assert page.status == 200
+            assert b"wsi-mil" in page.read()
+    finally:
+        viewer.terminate()
+        viewer.communicate(timeout=90)
 
 
 def test_a_worker_of_the_cluster_is_killed_and_every_slide_is_done_once(place, first_run):
