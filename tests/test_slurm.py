@@ -220,9 +220,17 @@ def test_a_job_that_runs_out_of_time_queues_again(slurm, pipeline, tiled, tmp_pa
         slurm, tmp_path, "--time=1", "--signal=TERM@45", SCRIPTS / "stage.sbatch", "embed", "--config",
         pipeline, "--batch-size", 1, MAX_RESTARTS="30",
     )  # fmt: skip
-    slurm.wait_for_state(job, "COMPLETED", seconds=420)
-    assert int(slurm.job(job)["Restarts"]) >= 1, logs(tmp_path)
+    slurm.wait(lambda: slurm.job(job)["Restarts"] == "1", 120, "it did not queue again")
     assert "queues again" in logs(tmp_path)
+    assert "interrupted; give the same command again" in logs(tmp_path)
+    assert not list(tiled.rglob("*.tmp")), "nothing half-written stays"
+    done = {path.name: path.stat().st_mtime_ns for path in tiled.glob("features/*/*.h5")}
+    slurm.run(
+        "scontrol", "update", f"JobId={job}", "TimeLimit=20"
+    )  # Slurm waits two minutes before it starts it
+    slurm.wait_for_state(job, "COMPLETED", seconds=420)
+    assert_whole(tiled)
+    assert all(next(tiled.glob(f"features/*/{name}")).stat().st_mtime_ns == at for name, at in done.items())
 
 
 def test_a_job_that_somebody_cancels_stays_cancelled(slurm, pipeline, tiled, tmp_path):
