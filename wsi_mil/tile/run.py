@@ -1,41 +1,21 @@
-"""The tile stage: where on each slide the tissue patches lie.
-
-Comes in: slides. Goes out: RUN/patches/<slide_id>.h5 with the coords, a preview JPG and the tissue's outline
-as GeoJSON. No pixels of patches are stored, and nothing here knows what an encoder is.
-"""
+"""Walk the slides and write RUN/patches: the stage with its files."""
 
 import contextlib
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
-import shapely
-from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil import geometry, manifest, parallel, store, tissue
+from wsi_mil import manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import ConfigError, SlideError
-from wsi_mil.geometry import PatchGeometry
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.parallel import StageResult, console
-from wsi_mil.slide import SUFFIXES, Slide, detect, dicom_series, fingerprint, open_slide
-
-PREVIEW_PX = 1400
-_OUTLINE_RGB, _PATCH_RGB = (0, 110, 60), (20, 60, 200)
-
-
-@dataclass(frozen=True)
-class Tiling:
-    """What ``tile_slide`` finds: the patches kept, the tissue, and a picture of the slide to show them on."""
-
-    patches: store.Patches
-    tissue: tissue.Tissue
-    picture: NDArray[np.uint8]
+from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series, fingerprint, open_slide
+from wsi_mil.tile.grid import tile_slide
+from wsi_mil.tile.preview import draw_preview
 
 
 def run(config: TileConfig) -> StageResult:
@@ -52,7 +32,8 @@ def run(config: TileConfig) -> StageResult:
         _refuse_stale(entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
         try:
-            outcomes = parallel.map_slides(_tile_one, tasks, title="tile", workers=config.workers)
+            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run)
+            outcomes = parallel.map_slides(_tile_one, tasks, title="tile", place=place, cost=_cost)
         finally:
             store.sweep(folder)
         record["slides"] = len(outcomes)
@@ -69,76 +50,6 @@ def run(config: TileConfig) -> StageResult:
         )
         store.write_csv(config.run / "tile" / "slides.csv", columns, (each.row() for each in outcomes))
     return StageResult(stage="tile", output=folder, outcomes=outcomes)
-
-
-def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) -> Tiling:
-    """Return the tissue patches of one open slide, in row-major order of one global grid.
-
-    A patch is kept when at least ``config.min_tissue`` of its area is tissue; a grid step that would leave
-    the slide on the right or below is not part of the grid.
-
-    Raises:
-        SlideError: the slide cannot be read, or is coarser than ``config.mpp``.
-    """
-    plan = PatchGeometry.plan(
-        width_l0=slide.width_l0,
-        height_l0=slide.height_l0,
-        mpp_l0=slide.mpp_l0,
-        mpp=config.mpp,
-        patch_px=config.patch_px,
-        overlap_px=config.overlap_px,
-    )
-    # One reading serves both: the picture, and the thumbnail on which tissue is found, which may be coarser.
-    preview_mpp = max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / PREVIEW_PX
-    picture = slide.thumbnail(min(config.tissue_mpp, preview_mpp))
-    found = tissue.find_tissue(
-        _shrink(picture, max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / config.tissue_mpp),
-        config.tissue_mpp,
-        min_area_um2=config.min_area_um2,
-        max_hole_um2=config.max_hole_um2,
-    )
-    coords = geometry.grid_l0(plan)
-    boxes = geometry.boxes_rc(coords, plan, found.mask.shape)
-    fraction = geometry.box_means(found.mask, boxes) / 255
-    keep = fraction >= config.min_tissue
-    patches = store.Patches(
-        slide_id=slide_id or Path(slide.path).stem,
-        slide_path=slide.path.absolute() if isinstance(slide.path, Path) else slide.path,
-        reader=slide.reader,
-        mpp_source=slide.mpp_source,
-        geometry=plan,
-        coords=coords[keep],
-        tissue_fraction=fraction[keep].astype(np.float32),
-        record=configs.record(config),
-    )
-    return Tiling(patches, found, _shrink(picture, PREVIEW_PX))
-
-
-def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
-    """Return the picture of the whole slide with the tissue outlined and the patches framed."""
-    height, width = tiling.picture.shape[:2]
-    canvas = tiling.picture.copy()
-    plan = tiling.patches.geometry
-    boxes = geometry.boxes_rc(tiling.patches.coords, plan, (height, width))
-    shade = canvas.copy()
-    for top, left, bottom, right in np.rint(boxes).astype(int).tolist():
-        cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), _PATCH_RGB, thickness=1)
-    canvas = np.asarray(cv2.addWeighted(shade, 0.6, canvas, 0.4, 0), dtype=np.uint8)
-    outlines = tissue.outlines_l0(tiling.tissue.mask, width, height)
-    for polygon in outlines.geoms:
-        for ring in (polygon.exterior, *polygon.interiors):
-            points = np.rint(shapely.get_coordinates(ring)).astype(np.int32)
-            cv2.polylines(canvas, [points], isClosed=True, color=_OUTLINE_RGB, thickness=2)
-    return canvas
-
-
-def _shrink(picture: NDArray[np.uint8], longer_side: float) -> NDArray[np.uint8]:
-    """Return a picture averaged down to ``longer_side`` pixels; one that is not larger stays as it is."""
-    factor = longer_side / max(picture.shape[:2])
-    if factor >= 1:
-        return picture
-    size = max(1, round(picture.shape[1] * factor)), max(1, round(picture.shape[0] * factor))
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
 
 
 def _entries(config: TileConfig) -> list[SlideEntry]:
@@ -183,6 +94,10 @@ def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
             f"part of the run: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
             markup=False,
         )
+
+
+def _cost(task: tuple[SlideEntry, TileConfig]) -> float:
+    return float(bytes_on_disk(task[0].path))
 
 
 def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
