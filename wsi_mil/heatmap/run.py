@@ -154,7 +154,9 @@ def _draw(task: _Task) -> Mapping[str, Any] | None:
         slide_id=task.slide_id,
         geometry=features.geometry,
         coords=features.coords,
-        attention=score.attention,
+        values={"attention": score.attention_CN},
+        outputs=chosen[0].task.output_names,
+        shown={"quantity": "attention", "output": chosen[0].task.output_names[score.drawn]},
         facts=facts | {"label": task.prediction and task.prediction["label"]},
         record=record,
     )
