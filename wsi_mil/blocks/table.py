@@ -5,7 +5,7 @@ equal OpenSlide's. It says in words why a slide has none: those are read through
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ class Table:
     """The blocks of one level.
 
     ``width``, ``height`` of the level and ``block_width``, ``block_height`` in its pixels; ``offsets``,
-    ``counts`` in bytes, row by row: a count of 0 is an empty block, of the slide's background.
+    ``counts`` in bytes, row by row: a count of 0 is an empty block, of the slide's background. ``to_srgb``
+    converts colours, where that was asked for (``Slide.to_srgb``).
     """
 
     level: int
@@ -77,6 +78,7 @@ class Table:
     compression: str
     source: Source
     background: tuple[int, int, int]
+    to_srgb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None
     page: Any
     jpeg_head: bytes
 
@@ -101,6 +103,8 @@ class Table:
         except _ERRORS as error:
             where = f"level {self.level}, block (row {row}, column {column})"
             raise BlockError(where, str(error) or type(error).__name__) from error
+        if self.to_srgb is not None:
+            out[...] = self.to_srgb(out)
         if row == self.rows - 1 or column == self.columns - 1:
             self._blank_beyond(row, column, out)
 
@@ -204,6 +208,7 @@ def _read_table(slide: Slide, level: int, source: Source) -> Table:
             compression=_COMPRESSIONS[int(page.compression)],
             source=source,
             background=slide.background,
+            to_srgb=slide.to_srgb,
             page=page,
             jpeg_head=_jpeg_head(page) if page.compression == _JPEG else b"",
         )

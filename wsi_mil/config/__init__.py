@@ -8,6 +8,7 @@ and imports nothing heavy, so that ``wsi-mil --help`` is quick.
 from wsi_mil.config.base import (
     MPP_MAX,
     MPP_MIN,
+    Icc,
     Json,
     Location,
     check_name,
@@ -34,6 +35,7 @@ __all__ = [
     "EncodersConfig",
     "ExportConfig",
     "HeatmapConfig",
+    "Icc",
     "ImportConfig",
     "Json",
     "Location",

@@ -17,6 +17,8 @@ MPP_MIN, MPP_MAX = 0.05, 5.0
 Json = Any
 Location = str | Path
 """Where a slide is: a path, or a URL (https://, s3://, gs://, ...) as text."""
+Icc = Literal["none", "srgb"]
+"""What is done with a slide's colours: nothing, or its own ICC profile brings them to sRGB."""
 Config = TypeVar("Config")
 
 
