@@ -1,4 +1,4 @@
-"""Colours brought to sRGB through the slide's own ICC profile: by hand, by Slide, by blocks, in every file."""
+"""Colours brought to sRGB through a slide's own ICC profile: by hand, by Slide, by blocks, in every file."""
 
 import imagecodecs
 import numpy as np

@@ -42,6 +42,9 @@ Whole-slide images to attention-based multiple instance learning.
 commands, in their order:
 {commands}
 
+before all work:
+  wsi-mil inspect SLIDES
+
 a first run:
   wsi-mil tile    --slides SLIDES --run RUN
   wsi-mil embed   --run RUN
@@ -182,7 +185,7 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
     for key, value in toml_values(path, stage).items():
         flag = flag_of(fields[key])
         if fields[key].metadata.get("positional"):
-            places[key] = Path(value)
+            places[key] = tuple(map(str, value)) if isinstance(value, list) else Path(value)
         elif isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list):

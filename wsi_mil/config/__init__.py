@@ -22,7 +22,7 @@ from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "HeatmapConfig",
     "Icc",
     "ImportConfig",
+    "InspectConfig",
     "Json",
     "Location",
     "PredictConfig",

@@ -30,10 +30,10 @@ def neutral(default: Any) -> Any:
 def flag_of(each: dataclasses.Field[Any]) -> str:
     """Return what a field is called on the command line: --its-name, or what its metadata say.
 
-    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as DIR.
+    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as that says.
     """
     if each.metadata.get("positional"):
-        return "DIR"
+        return str(each.metadata["positional"])
     return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
 
 

@@ -10,11 +10,12 @@ import tomli_w
 from wsi_mil.config.base import Config, Json, choices_of, kinds_of, location, require
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
+    "inspect": InspectConfig,
     "tile": TileConfig,
     "embed": EmbedConfig,
     "train": TrainConfig,

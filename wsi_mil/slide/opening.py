@@ -30,12 +30,20 @@ _LARGEST_BLOCK = 200_000_000  # values (three a pixel)
 _LARGEST_SIDE = 8_000_000  # pixels: two metres
 
 
-def open_slide(path: Location, reader: Reader = "auto", mpp: float | None = None, icc: Icc = "none") -> Slide:
+def open_slide(
+    path: Location,
+    reader: Reader = "auto",
+    mpp: float | None = None,
+    icc: Icc = "none",
+    *,
+    read_ahead: int | None = None,
+) -> Slide:
     """Open a slide with OpenSlide, or with tiffslide where OpenSlide cannot (``reader`` "auto").
 
     ``path`` may be a URL that fsspec knows (https://, s3://, gs://, ...): tiffslide then reads ranges of it.
     ``mpp`` overrides the level-0 microns per pixel that the file states. ``icc`` "srgb" brings all colours
-    that are read to sRGB, through the profile in the file.
+    that are read to sRGB, through the profile in the file. ``read_ahead``: bytes that are fetched from a URL
+    at a time, beside what is asked for; None leaves it to the store (megabytes).
 
     Raises:
         SlideError: there is no such file, no reader opens it, its mpp is missing, impossible or contradicted
@@ -51,7 +59,7 @@ def open_slide(path: Location, reader: Reader = "auto", mpp: float | None = None
     reasons = []
     for name in readers if reader == "auto" else (reader,):
         try:
-            handle = _open_handle(path, name)
+            handle = _open_handle(path, name, read_ahead)
         except (openslide.OpenSlideError, *TIFF_ERRORS) as error:
             reasons.append(f"{name}: {error}")
             continue
@@ -82,7 +90,7 @@ def dicom_series(path: Path) -> str | None:
         return None
 
 
-def _open_handle(path: Location, reader: Reader) -> Any:
+def _open_handle(path: Location, reader: Reader, read_ahead: int | None) -> Any:
     if reader == "openslide":
         local = openslide.OpenSlide(str(path))
         try:
@@ -93,10 +101,11 @@ def _open_handle(path: Location, reader: Reader) -> Any:
         return local
     if not isinstance(path, Path):
         _check_remote(path)
+    source, options = _source(path, read_ahead)
     with warnings.catch_warnings():
         # tiffslide warns that it reads some vendors' metadata in part; what matters of it is checked here.
         warnings.simplefilter("ignore")
-        handle = tiffslide.TiffSlide(str(path))
+        handle = tiffslide.TiffSlide(source, tifffile_options=options)
         try:
             _ = handle.properties  # parsed on first use, with the warnings
             _check_blocks(handle)
@@ -104,6 +113,14 @@ def _open_handle(path: Location, reader: Reader) -> Any:
             handle.close()
             raise
         return handle
+
+
+def _source(path: Location, read_ahead: int | None) -> tuple[Any, dict[str, str]]:
+    """Return what tiffslide opens, and with which options."""
+    if isinstance(path, Path) or read_ahead is None:
+        return str(path), {}
+    store, where = fsspec.core.url_to_fs(path)
+    return store.open(where, "rb", block_size=read_ahead), {"name": where.rsplit("/", 1)[-1]}
 
 
 def _check_sizes(handle: openslide.OpenSlide) -> None:

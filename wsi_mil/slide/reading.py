@@ -43,8 +43,8 @@ class Slide:
     width, height) of what was scanned, or None where the file does not say. ``background``: RGB of where
     nothing was scanned. ``compression``: of its pixels, or "" where the reader does not say. ``profile``: the
     name of its ICC profile, or "". ``icc``: what is done with colours; with "srgb" ``to_srgb`` converts them,
-    else it is None. ``note``: what a user should know about how this file is read, or "". Reading is safe
-    from several threads.
+    else it is None. ``note``: what a user should know about how this file is read, or "";
+    ``reading_note`` is that without what it says of the resolution. Reading is safe from several threads.
     """
 
     def __init__(
@@ -81,7 +81,8 @@ class Slide:
         self.to_srgb = colour.ToSrgb(profile, path) if icc == "srgb" else None
         self._ycbcr = reader == "openslide" and vendors.is_mislabelled_ycbcr(properties, path)
         ycbcr = "the DICOM header says RGB, its JPEG frames are YCbCr: converted" if self._ycbcr else ""
-        self.note = "; ".join(filter(None, [note, ycbcr, decided.note]))
+        self.reading_note = "; ".join(filter(None, [note, ycbcr]))
+        self.note = "; ".join(filter(None, [self.reading_note, decided.note]))
 
     def read(self, x_l0: float, y_l0: float, size_px: int, mpp: float) -> NDArray[np.uint8]:
         """Return the square of ``size_px`` pixels at ``mpp`` whose top-left corner is level-0 (x, y).
@@ -124,12 +125,18 @@ class Slide:
         """Return how many pixels of a level go into one of level 0, across and down.
 
         A level of ``floor(width / 4)`` pixels was made from squares of 4 pixels, the rest dropped: its scale
-        is 1/4 and not the ratio of the widths, which would be off by up to a pixel at the far edge.
+        is 1/4 and not the ratio of the widths, which would be off by up to a pixel at the far edge. Of a
+        small level several whole numbers may fit: then it is a power of two.
         """
         (width, height), size_l0 = self.level_sizes[level], (self.width_l0, self.height_l0)
-        whole = round(self.downsamples[level])
-        if all(abs(own * whole - full) < whole for own, full in zip((width, height), size_l0, strict=True)):
-            return 1 / whole, 1 / whole
+        stated = self.downsamples[level]
+        halved = 2 ** round(math.log2(stated))
+        near = abs(halved - stated) < 0.1 * stated
+        for whole in (halved, round(stated)) if near else (round(stated),):
+            if all(
+                abs(own * whole - full) < whole for own, full in zip((width, height), size_l0, strict=True)
+            ):
+                return 1 / whole, 1 / whole
         return width / self.width_l0, height / self.height_l0
 
     def close(self) -> None:

@@ -34,16 +34,18 @@ ADVICE = "Give the true value with --slide-mpp, or in the mpp column of a manife
 _MICRONS = {"inch": 25_400.0, "centimeter": 10_000.0, "millimeter": 1_000.0, "micrometer": 1.0}
 # These write the resolution of another image of the file (label, macro) into the tags, or microns as such.
 _OTHER_TAGS = ("trestle", "ventana")
-# Keys of (x, y), and how many microns the unit is. Where a reader knows the vendor these say the same again.
+# A name, keys of (x, y), and how many microns the unit is.
 _KEYS = (
-    ("aperio.MPP", "aperio.MPP", 1.0),
+    ("aperio.MPP", "aperio.MPP", "aperio.MPP", 1.0),
     (
+        "mirax.MICROMETER_PER_PIXEL_X",
         "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_X",
         "mirax.LAYER_0_LEVEL_0_SECTION.MICROMETER_PER_PIXEL_Y",
         1.0,
     ),
-    ("ventana.ScanRes", "ventana.ScanRes", 1.0),
+    ("ventana.ScanRes", "ventana.ScanRes", "ventana.ScanRes", 1.0),
     (  # DICOM's spacing is (down, across), in mm
+        "dicom.PixelSpacing",
         "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[1]",
         "dicom.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0].PixelSpacing[0]",
         1_000.0,
@@ -100,7 +102,7 @@ def statements(properties: Mapping[str, Any], reader: str, vendor: str) -> tuple
     """Return all that a slide's properties say about its resolution, in the order of the sources."""
     tags = None if vendor in _OTHER_TAGS else _of_tags(properties)
     found = []
-    own = _of_keys(properties, f"{reader}.mpp-x", f"{reader}.mpp-y", 1.0)
+    own = _of_keys(properties, f"{reader}.mpp-x", f"{reader}.mpp-x", f"{reader}.mpp-y", 1.0)
     if own:
         same = tags is not None and math.isclose(own.mpp, tags.mpp, rel_tol=1e-3)
         words = tags.words if same and tags else ""
@@ -150,13 +152,15 @@ def decide(found: Sequence[Statement], where: object, mpp: float | None = None) 
     return Resolution(first.mpp, first.source, note)
 
 
-def _of_keys(properties: Mapping[str, Any], key_x: str, key_y: str, unit: float) -> Statement | None:
+def _of_keys(
+    properties: Mapping[str, Any], name: str, key_x: str, key_y: str, unit: float
+) -> Statement | None:
     found = [properties.get(key) for key in (key_x, key_y)]
     if any(each is None or not str(each).strip() for each in found):
         return None
     across, down = (_number(each) * unit for each in found)
     words = "" if unit == 1.0 and math.isfinite(across * down) else " x ".join(dict.fromkeys(map(str, found)))
-    return Statement(key_x, across, down, words + (" mm" if unit == 1_000.0 else ""))
+    return Statement(name, across, down, words + (" mm" if unit == 1_000.0 else ""))
 
 
 def _of_tags(properties: Mapping[str, Any]) -> Statement | None:
