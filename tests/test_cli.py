@@ -40,7 +40,7 @@ def test_no_heavy_library_is_imported_for_help():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tiles"], "no command 'tiles'; there are: tile, embed, train"),
+        (["tiles"], "no command 'tiles'; there are: inspect, tile, embed, train"),
         (["tile", "--run", "r"], "--slides"),
         (["tile", "--slides", "nowhere", "--run", "r"], "--slides nowhere: no such folder or file"),
         (["tile", "--slides", "m.csv", "--run", "r"], "--slides m.csv: no such manifest"),

@@ -8,6 +8,7 @@ and imports nothing heavy, so that ``wsi-mil --help`` is quick.
 from wsi_mil.config.base import (
     MPP_MAX,
     MPP_MIN,
+    Icc,
     Json,
     Location,
     check_name,
@@ -23,7 +24,14 @@ from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
+from wsi_mil.config.tools import (
+    EncodersConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RunConfig,
+    VerifyConfig,
+)
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -38,7 +46,9 @@ __all__ = [
     "EncodersConfig",
     "ExportConfig",
     "HeatmapConfig",
+    "Icc",
     "ImportConfig",
+    "InspectConfig",
     "Json",
     "Location",
     "PredictConfig",

@@ -199,7 +199,8 @@ def _read_pictures(
     """Return the thumbnail, the top patches and a remark; grey and none where the slide cannot be read."""
     geometry = features.geometry
     try:
-        with open_slide(features.slide_path, features.reader, geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+        icc = features.head.icc
+        with open_slide(features.slide_path, features.reader, geometry.mpp_l0, icc) as slide:  # type: ignore[arg-type]
             picture = slide.thumbnail(um_per_pixel)
             top = np.argsort(-score.attention, kind="stable")[: config.top_patches]
             patches = [
