@@ -20,7 +20,7 @@ from wsi_mil.config.base import (
 from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig, ViewConfig
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
+    "ViewConfig",
     "check_name",
     "digest",
     "first_difference",

@@ -9,7 +9,7 @@ import tomli_w
 
 from wsi_mil.config.base import Config, Json, choices_of, kinds_of, location, require
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig, ViewConfig
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
 
@@ -20,6 +20,7 @@ STAGE_CONFIGS: dict[str, type] = {
     "heatmap": HeatmapConfig,
     "predict": PredictConfig,
     "report": ReportConfig,
+    "view": ViewConfig,
     "encoders": EncodersConfig,
     "verify": VerifyConfig,
     "import": ImportConfig,
