@@ -325,21 +325,26 @@ def test_many_threads_get_the_same_pixels_as_one(served, monkeypatch):
     assert all(body == alone[path] for (_, path), body in got.items())
 
 
+def wait_until(condition):
+    for _ in range(1000):
+        if condition():
+            return
+        threading.Event().wait(0.01)
+    raise AssertionError("it did not come about")
+
+
 def test_a_page_that_went_away_costs_no_reading(served, monkeypatch, capfd):
     reads, read = [], tiles.read_square
     monkeypatch.setattr(served, "kept", tiles.Kept(1 << 20))
     monkeypatch.setattr(tiles, "read_square", lambda *each: reads.append(each[1:]) or read(*each))
-    turns = [served.readers.acquire() for _ in range(served.readers._value)]  # nobody may read for now
+    blocked = threading.Event()
+    for _ in range(served.readers._max_workers):  # nobody may read for now
+        served.readers.submit(blocked.wait)
     connection = socket.create_connection(served.server_address)
     connection.sendall(b"GET /slides/plain/square/0/0/0 HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    waiting = threading.active_count()
+    wait_until(lambda: served.readers._work_queue.qsize() == 1)
     connection.close()
-    for _ in turns:
-        served.readers.release()
-    for _ in range(500):
-        if threading.active_count() < waiting:
-            break
-        threading.Event().wait(0.01)
+    blocked.set()
     asked(served, "/slides/plain/square/0/1/1")
     assert reads == [(0, 1, 1)]
     assert capfd.readouterr().err == ""

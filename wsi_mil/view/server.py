@@ -5,7 +5,6 @@ part of every address is a token; the second a word of ``_ROUTES``; a slide is n
 It writes nothing, and keeps nothing that grows.
 """
 
-import contextlib
 import hmac
 import importlib.resources
 import json
@@ -13,8 +12,9 @@ import os
 import secrets
 import select
 import socket
-import threading
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,8 +22,10 @@ from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from matplotlib import colormaps
+from numpy.typing import NDArray
 
 from wsi_mil.errors import WsiMilError
+from wsi_mil.slide import Slide
 from wsi_mil.view import tiles
 from wsi_mil.view.slides import RunSlides
 
@@ -68,8 +70,9 @@ class Viewer(ThreadingHTTPServer):
         self.slides = slides
         self.token = secrets.token_urlsafe(16) if token else ""
         self.kept = tiles.Kept(cache_mib << 20)
-        # Reading is bound by the processor: more at once are not faster, and take memory.
-        self.readers = threading.Semaphore(max(2, os.cpu_count() or 2))
+        # Reading is bound by the processor: more at once are not faster. Threads of their own, not those of the
+        # many connections: each thread that ever read keeps memory.
+        self.readers = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "read")
         self.pages = _pages()
         super().__init__(("127.0.0.1", port), _Handler)
 
@@ -81,12 +84,11 @@ class Viewer(ThreadingHTTPServer):
     def server_close(self) -> None:
         """Close the socket and the slides."""
         super().server_close()
+        self.readers.shutdown(cancel_futures=True)
         self.slides.close()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Say what went wrong, except that a page went away."""
-        import sys  # noqa: PLC0415
-
         if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
             super().handle_error(request, client_address)
 
@@ -146,16 +148,15 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _square(self, slide_id: str, rest: list[str]) -> tuple[bytes, str]:
         depth, column, row = self._numbers(rest, 3)
-        slides = self.server.slides
 
-        def make() -> bytes:
-            with self._reading(), slides.open(slide_id) as slide:
-                columns, rows = tiles.counts(slide.width_l0, slide.height_l0, min(depth, 40))
-                if depth > tiles.coarsest(slide) or column >= columns or row >= rows:
-                    raise Refused(HTTPStatus.NOT_FOUND, "that is beyond the slide.")
-                return tiles.to_jpeg(tiles.read_square(slide, depth, column, row))
+        def pixels(slide: Slide) -> NDArray[np.uint8]:
+            columns, rows = tiles.counts(slide.width_l0, slide.height_l0, min(depth, 40))
+            if depth > tiles.coarsest(slide) or column >= columns or row >= rows:
+                raise Refused(HTTPStatus.NOT_FOUND, "that is beyond the slide.")
+            return tiles.read_square(slide, depth, column, row)
 
-        return self.server.kept.get((slide_id, depth, column, row), make), "image/jpeg"
+        key = slide_id, depth, column, row
+        return self.server.kept.get(key, lambda: self._read(slide_id, pixels)), "image/jpeg"
 
     def _patch(self, slide_id: str, rest: list[str]) -> tuple[bytes, str]:
         """Return a picture of patch N of a heatmap: slides/ID/patch/MODEL/N/PIXELS."""
@@ -168,12 +169,11 @@ class _Handler(BaseHTTPRequestHandler):
         geometry = heatmap.geometry
         x, y = heatmap.coords[number].tolist()
 
-        def make() -> bytes:
-            with self._reading(), self.server.slides.open(slide_id) as slide:
-                mpp = geometry.patch_size_l0 * slide.mpp_l0 / px
-                return tiles.to_jpeg(slide.read(x, y, px, mpp))
+        def pixels(slide: Slide) -> NDArray[np.uint8]:
+            return slide.read(x, y, px, geometry.patch_size_l0 * slide.mpp_l0 / px)
 
-        return self.server.kept.get((slide_id, rest[0], x, y, px), make), "image/jpeg"
+        key = slide_id, rest[0], x, y, px
+        return self.server.kept.get(key, lambda: self._read(slide_id, pixels)), "image/jpeg"
 
     def _heat(self, slide_id: str, rest: list[str]) -> tuple[bytes, str]:
         """Return coords, (N + M, 2) int32, or a quantity's values, (C, N + M) float32; little-endian.
@@ -199,14 +199,17 @@ class _Handler(BaseHTTPRequestHandler):
             raise Refused(HTTPStatus.NOT_FOUND, f"wanted {count} numbers.")
         return [int(each) for each in parts]
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Wait for the turn to read; give up where nobody waits any more: panning leaves many behind."""
-        with self.server.readers:
+    def _read(self, slide_id: str, pixels: Callable[[Slide], NDArray[np.uint8]]) -> bytes:
+        """Read pixels when it is this answer's turn, unless nobody waits any more: panning leaves many."""
+
+        def turn() -> bytes:
             readable, _, _ = select.select([self.connection], [], [], 0)
             if readable and self.connection.recv(1, socket.MSG_PEEK) == b"":
                 raise ConnectionAbortedError
-            yield
+            with self.server.slides.open(slide_id) as slide:
+                return tiles.to_jpeg(pixels(slide))
+
+        return self.server.readers.submit(turn).result()
 
     def _send(self, status: HTTPStatus, body: bytes, kind: str) -> None:
         self.send_response(status)

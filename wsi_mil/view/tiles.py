@@ -64,7 +64,7 @@ def read_square(slide: Slide, depth: int, column: int, row: int) -> NDArray[np.u
 def to_jpeg(pixels: NDArray[np.uint8]) -> bytes:
     """Return the pixels as a JPEG."""
     buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY)
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY, subsampling=0)  # the stain's colours count
     return buffer.getvalue()
 
 
