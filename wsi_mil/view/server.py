@@ -70,7 +70,7 @@ class Viewer(ThreadingHTTPServer):
         self.slides = slides
         self.token = secrets.token_urlsafe(16) if token else ""
         self.kept = tiles.Kept(cache_mib << 20)
-        # Reading is bound by the processor: more at once are not faster. Threads of their own, not those of the
+        # Reading is bound by the processor: more at once are not faster. Threads of their own, not of the
         # many connections: each thread that ever read keeps memory.
         self.readers = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "read")
         self.pages = _pages()
