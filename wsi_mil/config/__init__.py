@@ -31,6 +31,7 @@ from wsi_mil.config.tools import (
     InspectConfig,
     RunConfig,
     VerifyConfig,
+    ViewConfig,
 )
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
@@ -57,6 +58,7 @@ __all__ = [
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
+    "ViewConfig",
     "check_name",
     "digest",
     "fields_of",
