@@ -6,6 +6,7 @@ from typing import Literal
 
 from wsi_mil.config.base import Icc, Location, check_choices, check_mpp, location, neutral, require
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.share import check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +45,9 @@ class TileConfig(ClusterConfig):
     """Holes smaller than this are filled; larger ones stay background (square microns)."""
     workers: int = neutral(0)
     """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Make outputs again that other settings made, instead of stopping."""
 
@@ -68,3 +72,4 @@ class TileConfig(ClusterConfig):
         require(self.min_area_um2 >= 0, f"--min-area-um2 {self.min_area_um2}: must not be negative.")
         require(self.max_hole_um2 >= 0, f"--max-hole-um2 {self.max_hole_um2}: must not be negative.")
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        check_share(self.share)

@@ -25,19 +25,19 @@ def run(config: TileConfig) -> StageResult:
         ConfigError, LabelError: no slides, ids used twice, or a manifest that is wrong.
         StaleOutputError: RUN/patches holds outputs of other settings, and ``overwrite`` is off.
     """
-    entries = _entries(config)
+    all_entries = _entries(config)
+    entries = configs.share_of(all_entries, config.share)
     folder = config.run / "patches"
     store.sweep(folder)
     with store.stage_record(config.run, "tile", config) as record:
         _refuse_stale(entries, config)
+        _name_others(all_entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
         try:
             place = parallel.Place(workers=config.workers, cluster=config, shared=config.run)
             outcomes = parallel.map_slides(_tile_one, tasks, title="tile", place=place, cost=_cost)
         finally:
             store.sweep(folder)
-        record["slides"] = len(outcomes)
-        record["patches"] = sum(int(each.facts.get("patches", 0)) for each in outcomes)
         columns = (
             "slide_id",
             "status",
@@ -48,7 +48,10 @@ def run(config: TileConfig) -> StageResult:
             "mpp_source",
             "reason",
         )
-        store.write_csv(config.run / "tile" / "slides.csv", columns, (each.row() for each in outcomes))
+        table, slide_ids = config.run / "tile" / "slides.csv", [each.slide_id for each in all_entries]
+        rows = store.write_rows(table, columns, (each.row() for each in outcomes), slide_ids)
+        record["slides"] = len(rows)
+        record["patches"] = sum(int(str(each.get("patches") or 0)) for each in rows)
     return StageResult(stage="tile", output=folder, outcomes=outcomes)
 
 
@@ -79,13 +82,17 @@ def _record(config: TileConfig, slide_fingerprint: str) -> dict[str, Any]:
 
 
 def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
-    """Raise before any work when an output of other settings is in the way, and name what else is there."""
+    """Raise before any work when an output of other settings is in the way."""
     for entry in entries:
         path = store.patches_path(config.run, entry.slide_id)
         if path.exists():
             with contextlib.suppress(SlideError):  # a slide that is gone fails by itself
                 record = _record(_for_slide(entry, config), fingerprint(entry.path))
                 store.is_done(path, record, "patches", config.overwrite)
+
+
+def _name_others(entries: list[SlideEntry], config: TileConfig) -> None:
+    """Say which slides the run holds besides."""
     known = {entry.slide_id for entry in entries}
     others = [p.stem for p in sorted((config.run / "patches").glob("*.h5")) if p.stem not in known]
     if others:
