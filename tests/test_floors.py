@@ -11,7 +11,7 @@ FLOORS = [
     {"config", "geometry", "metrics"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
-    {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange", "catalog"},
+    {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange", "catalog", "inspect"},
     {"report", "view"},
     {"pipeline"},
     {"cli"},

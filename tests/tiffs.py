@@ -44,11 +44,13 @@ def write_tiff(
     kind: str = "jpeg-420",
     quality: int = 85,
     empty: frozenset[int] = frozenset(),
+    icc: bytes | None = None,
 ) -> Path:
     """Write one level; ``block`` is (width, height), ``empty`` the numbers of blocks without data.
 
     ``kind``: jpeg-420, jpeg-422, jpeg-444, jpeg-rgb, jpeg-tables, lzw, lzw-predictor, deflate,
     deflate-predictor, none, webp, jp2k-ycbcr, jp2k-rgb (the last two need .svs).
+    ``icc``: a profile to put in.
     """
     height, width = image.shape[:2]
     encode, options = _KINDS[kind](quality)
@@ -65,7 +67,7 @@ def write_tiff(
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
             iter(data), shape=image.shape, dtype=np.uint8, tile=(block[1], block[0]), metadata=None,
-            **options, **extra,
+            iccprofile=icc, **options, **extra,
         )  # fmt: skip
     return path
 

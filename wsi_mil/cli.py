@@ -43,6 +43,9 @@ Whole-slide images to attention-based multiple instance learning.
 commands, in their order:
 {commands}
 
+before all work:
+  wsi-mil inspect SLIDES
+
 a first run:
   wsi-mil tile    --slides SLIDES --run RUN
   wsi-mil embed   --run RUN
@@ -207,7 +210,7 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
         if own_place and key in PLACE_KEYS:
             continue  # of the places to work at, the user's word replaces the file's
         if fields[key].metadata.get("positional"):
-            places[key] = Path(value)
+            places[key] = tuple(map(str, value)) if isinstance(value, list) else Path(value)
         elif isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list):

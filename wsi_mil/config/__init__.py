@@ -8,6 +8,7 @@ and imports nothing heavy, so that ``wsi-mil --help`` is quick.
 from wsi_mil.config.base import (
     MPP_MAX,
     MPP_MIN,
+    Icc,
     Json,
     Location,
     check_name,
@@ -24,7 +25,15 @@ from wsi_mil.config.share import share_of
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
+from wsi_mil.config.tools import (
+    EncodersConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RunConfig,
+    VerifyConfig,
+    ViewConfig,
+)
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -39,7 +48,9 @@ __all__ = [
     "EncodersConfig",
     "ExportConfig",
     "HeatmapConfig",
+    "Icc",
     "ImportConfig",
+    "InspectConfig",
     "Json",
     "Location",
     "PredictConfig",
@@ -48,6 +59,7 @@ __all__ = [
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
+    "ViewConfig",
     "check_name",
     "digest",
     "fields_of",

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Location, check_mpp, location, neutral, require
+from wsi_mil.config.base import Icc, Location, check_choices, check_mpp, location, neutral, require
 from wsi_mil.config.cluster import ClusterConfig
 from wsi_mil.config.share import check_share
 
@@ -32,6 +32,11 @@ class TileConfig(ClusterConfig):
     """Level-0 microns per pixel for every slide, whatever the files say (the manifest's mpp column wins)."""
     reader: Literal["auto", "openslide", "tiffslide"] = "auto"
     """Library that reads the slides; auto is OpenSlide, and tiffslide for what OpenSlide cannot open."""
+    icc: Icc = "none"
+    """srgb: bring colours to sRGB through each slide's own ICC profile, here and in the stages that follow; a
+    slide without one fails."""
+    allow_upsampling: bool = False
+    """Enlarge slides that are coarser than --mpp, which adds no detail, instead of failing them."""
     tissue_mpp: float = 8.0
     """Microns per pixel of the thumbnail on which tissue is found."""
     min_area_um2: float = 10_000.0
@@ -50,6 +55,7 @@ class TileConfig(ClusterConfig):
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
         object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
+        check_choices(self)
         check_mpp("--mpp", self.mpp)
         if self.slide_mpp is not None:
             check_mpp("--slide-mpp", self.slide_mpp)

@@ -156,7 +156,9 @@ def _draw(task: _Task) -> Mapping[str, Any] | None:
         slide_id=task.slide_id,
         geometry=features.geometry,
         coords=features.coords,
-        attention=score.attention,
+        values={"attention": score.attention_CN},
+        outputs=chosen[0].task.output_names,
+        shown={"quantity": "attention", "output": chosen[0].task.output_names[score.drawn]},
         facts=facts | {"label": task.prediction and task.prediction["label"]},
         record=record,
     )
@@ -199,7 +201,8 @@ def _read_pictures(
     """Return the thumbnail, the top patches and a remark; grey and none where the slide cannot be read."""
     geometry = features.geometry
     try:
-        with open_slide(features.slide_path, features.reader, geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+        icc = features.head.icc
+        with open_slide(features.slide_path, features.reader, geometry.mpp_l0, icc) as slide:  # type: ignore[arg-type]
             picture = slide.thumbnail(um_per_pixel)
             top = np.argsort(-score.attention, kind="stable")[: config.top_patches]
             patches = [

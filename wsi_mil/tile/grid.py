@@ -41,6 +41,7 @@ def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) ->
         mpp=config.mpp,
         patch_px=config.patch_px,
         overlap_px=config.overlap_px,
+        allow_upsampling=config.allow_upsampling,
     )
     # One reading serves both: the picture, and the thumbnail on which tissue is found, which may be coarser.
     preview_mpp = max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / PREVIEW_PX

@@ -115,7 +115,7 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     if store.is_done(path, _record(config, bytes_now), "patches", config.overwrite):
         return None
     cv2.setNumThreads(1)  # slides are what runs side by side
-    with open_slide(entry.path, config.reader, config.slide_mpp) as slide:
+    with open_slide(entry.path, config.reader, config.slide_mpp, config.icc) as slide:
         tiling = tile_slide(slide, config, entry.slide_id)
         note = slide.note
     preview = cv2.cvtColor(draw_preview(tiling), cv2.COLOR_RGB2BGR)
