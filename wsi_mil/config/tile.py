@@ -4,7 +4,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Icc, Location, check_choices, check_mpp, location, neutral, require
+from wsi_mil.config.base import (
+    MPP_MAX,
+    MPP_MIN,
+    Icc,
+    Location,
+    check_choices,
+    check_mpp,
+    location,
+    neutral,
+    require,
+)
+
+_MPP = 0.5  # one object: who gives --mpp 0.5 gives another, and so it is known whether somebody did
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +30,7 @@ class TileConfig:
     """Run folder; patches go to RUN/patches."""
     pattern: str = neutral("")
     """Only files that match this glob, e.g. '*.svs' (a folder is searched)."""
-    mpp: float = 0.5
+    mpp: float = _MPP
     """Microns per pixel of the patches (0.5 is '20x', 0.25 is '40x'); reached exactly, by resampling."""
     patch_px: int = 256
     """Side of a patch in pixels at --mpp."""
@@ -30,6 +42,9 @@ class TileConfig:
     """Level-0 microns per pixel for every slide, whatever the files say (the manifest's mpp column wins)."""
     reader: Literal["auto", "openslide", "tiffslide"] = "auto"
     """Library that reads the slides; auto is OpenSlide, and tiffslide for what OpenSlide cannot open."""
+    magnification: float | None = neutral(None)
+    """Instead of --mpp: 20 is --mpp 0.5, that is 10 / mpp, whatever a scanner calls 20x. Only the mpp is
+    stored."""
     icc: Icc = "none"
     """srgb: bring colours to sRGB through each slide's own ICC profile, here and in the stages that follow; a
     slide without one fails."""
@@ -49,6 +64,7 @@ class TileConfig:
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
         object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
+        self._take_magnification()
         check_choices(self)
         check_mpp("--mpp", self.mpp)
         if self.slide_mpp is not None:
@@ -66,3 +82,19 @@ class TileConfig:
         require(self.min_area_um2 >= 0, f"--min-area-um2 {self.min_area_um2}: must not be negative.")
         require(self.max_hole_um2 >= 0, f"--max-hole-um2 {self.max_hole_um2}: must not be negative.")
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+
+    def _take_magnification(self) -> None:
+        """Make the magnification microns per pixel, once, and forget it."""
+        given = self.magnification
+        if given is None:
+            return
+        require(
+            self.mpp is _MPP,
+            f"--mpp {self.mpp:g} and --magnification {given:g}: either says the resolution; give one.",
+        )
+        require(
+            10 / MPP_MAX <= given <= 10 / MPP_MIN,
+            f"--magnification {given:g}: must lie between {10 / MPP_MAX:g} and {10 / MPP_MIN:g}.",
+        )
+        object.__setattr__(self, "mpp", 10 / given)
+        object.__setattr__(self, "magnification", None)

@@ -11,6 +11,7 @@ from wsi_mil import config as configs
 from wsi_mil import manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import ConfigError, SlideError
+from wsi_mil.geometry import is_enlarged
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.parallel import StageResult, console
 from wsi_mil.slide import SUFFIXES, detect, dicom_series, fingerprint, open_slide
@@ -105,7 +106,9 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     cv2.setNumThreads(1)  # slides are what runs side by side
     with open_slide(entry.path, config.reader, config.slide_mpp, config.icc) as slide:
         tiling = tile_slide(slide, config, entry.slide_id)
-        note = slide.note
+        enlarged = is_enlarged(config.mpp, slide.mpp_l0)
+        note = f"enlarged from {slide.mpp_l0:g} um per pixel, which adds no detail" if enlarged else ""
+        note = "; ".join(filter(None, [slide.note, note]))
     preview = cv2.cvtColor(draw_preview(tiling), cv2.COLOR_RGB2BGR)
     with store.atomic_file(path.with_suffix(".jpg")) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", preview, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
