@@ -311,7 +311,7 @@ def test_any_number_of_workers_sees_the_same(folder):
 
 def test_slides_behind_a_url_cost_a_small_part_of_them(server):  # noqa: F811
     path = server.folder / "a.tiff"
-    write_pyramid(path, texture(2048, 2048), 0.5, compression="none", factor=8, block=128)
+    write_pyramid(path, texture(2048, 2048), 0.5, compression="none", factor=4, block=128)
     local, size = one(path), path.stat().st_size
     server.asked.clear()
     found = one(f"{server.url}/a.tiff")
