@@ -10,6 +10,7 @@ from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
     bags_folder,
+    context_run,
     features_folder,
     features_path,
     heatmap_folder,
@@ -45,6 +46,7 @@ __all__ = [
     "atomic_folder",
     "bags_folder",
     "checksum_of",
+    "context_run",
     "disk_errors",
     "encoders_in",
     "features_folder",
