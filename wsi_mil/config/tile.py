@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import Location, check_choices, check_mpp, location, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
 
 TISSUE_KINDS = ("auto", "otsu", "hed", "fluorescence")
 """Ways to find tissue that need nothing but the slide."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig:
+class TileConfig(ClusterConfig):
     """Cut slides into tissue patches: one coordinates file, preview and tissue outline per slide."""
 
     slides: Location = field(metadata={"neutral": True})
@@ -74,6 +75,7 @@ class TileConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
         object.__setattr__(self, "context_mpp", tuple(self.context_mpp))  # a list in Python is fine
         object.__setattr__(self, "tissue_classes", tuple(self.tissue_classes))

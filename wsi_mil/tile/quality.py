@@ -61,7 +61,7 @@ def measure_focus(
     tissue: Tissue,
     note: Callable[[str], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Return the focus of each patch (N,): the variance of the Laplacian of its grey values at the plan's mpp.
+    """Return the focus of each patch (N,): the variance of the Laplacian of its grey values.
 
     It is taken in ``SQUARES`` by ``SQUARES`` squares, and the patch has their median, weighted by their
     tissue: a fold or a sharp edge in a corner does not hide that the rest is blurred, and glass is no blur.

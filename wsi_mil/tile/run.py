@@ -16,7 +16,7 @@ from wsi_mil.config import TileConfig
 from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.parallel import StageResult, console
-from wsi_mil.slide import SUFFIXES, detect, dicom_series, fingerprint, open_slide
+from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series, fingerprint, open_slide
 from wsi_mil.tile import quality
 from wsi_mil.tile.grid import Tiling, annotations_path, tile_slide
 from wsi_mil.tile.pixels import archive_path, write_pixels
@@ -50,7 +50,8 @@ def run(config: TileConfig) -> StageResult:
         _refuse_stale(entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
         try:
-            outcomes = parallel.map_slides(_tile_one, tasks, title="tile", workers=config.workers)
+            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run)
+            outcomes = parallel.map_slides(_tile_one, tasks, title="tile", place=place, cost=_cost)
         finally:
             for each in runs:
                 store.sweep(each / "patches")
@@ -131,6 +132,10 @@ def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
             f"part of the run: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
             markup=False,
         )
+
+
+def _cost(task: tuple[SlideEntry, TileConfig]) -> float:
+    return float(bytes_on_disk(task[0].path))
 
 
 def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
