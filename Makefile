@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-read bench-embed bench-embed-gpu bench-train bench-train-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
+.PHONY: bench-scale test-dask bench-read bench-embed bench-embed-gpu bench-train bench-train-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -18,6 +18,8 @@ help:
 	@echo "make bench-embed-gpu      the same on a CUDA device"
 	@echo "make bench-train          training against the field's loop, torchmil's and CLAM's trainers (an hour)"
 	@echo "make bench-train-gpu      five folds on a CUDA device against one"
+	@echo "make bench-scale          Dask workers against one, against local processes; workers killed (half an hour)"
+	@echo "make test-dask            a Dask cluster whose workers and scheduler are killed (minutes)"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -29,11 +31,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.demo.cohort demo
-	$(BIN)/wsi-mil tile --config $(DEMO)
-	$(BIN)/wsi-mil embed --config $(DEMO)
-	$(BIN)/wsi-mil train --config $(DEMO)
-	$(BIN)/wsi-mil heatmap --config $(DEMO)
-	$(BIN)/wsi-mil report --config $(DEMO)
+	$(BIN)/wsi-mil run $(DEMO)
 	@$(BIN)/python -m pipelines.demo.summary demo/run demo/truth
 
 demo-random-weights: $(READY)
@@ -64,11 +62,18 @@ bench-train: $(READY)
 bench-train-gpu: $(READY)
 	$(BIN)/python -m benchmarks.train_gpu --folder bench --append
 
+bench-scale: $(READY)
+	$(BIN)/python -m benchmarks.scale --folder bench --append
+
 test: $(READY)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
+
+# As root it also tests machines with addresses of their own (network namespaces).
+test-dask: $(READY)
+	$(BIN)/python -m pytest -m dask
 
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu

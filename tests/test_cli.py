@@ -155,3 +155,14 @@ def test_help_is_running_text(wsi, monkeypatch):
     ).stdout
     lines = re.search(r"What a label is(.*?)--classes", main_help, re.DOTALL)[1].splitlines()
     assert all(len(line.strip("│ ")) > 30 for line in lines[1:-2]), lines
+
+
+def test_a_place_on_the_command_line_replaces_the_files(wsi, tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[cluster]\nscheduler = "tcp://a:1"\n[embed]\nrun = "r"\n')
+    command = ("embed", "--config", path, "--print-config")
+    assert 'scheduler = "tcp://a:1"' in wsi(*command)[1]
+    for other in (("--dask", "local"), ("--dask=none",), ("--scheduler-file", "f"), ("--scheduler_file=f",)):
+        code, out, err = wsi(*command, *other)
+        assert code == 0, err
+        assert "scheduler =" not in out

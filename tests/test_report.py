@@ -127,7 +127,8 @@ def add_heatmap(run, slide_id, name="gated-attention", model_digest=None, size=(
     record = {"model_digest": model_digest or store.model_digest(store.model_folder(run, name))}
     heatmap = store.Heatmap(
         slide_id=slide_id, geometry=geometry, coords=grid_l0(geometry)[:2],
-        attention=np.array([0.5, 0.5], np.float32), facts={}, record=record,
+        values={"attention": np.array([[0.5, 0.5]], np.float32)}, outputs=("tumor",),
+        shown={"quantity": "attention", "output": "tumor"}, facts={}, record=record,
     )  # fmt: skip
     folder = store.heatmap_folder(run, name, slide_id)
     folder.mkdir(parents=True)

@@ -89,7 +89,8 @@ def make_heatmap(folder: Path, slide_id: str) -> None:
     coords = patches_of(slide_id).coords[1:]
     heatmap = store.Heatmap(
         slide_id=slide_id, geometry=GEOMETRY, coords=coords, record={"name": "m"}, facts={},
-        attention=np.full(len(coords), 1 / len(coords), np.float32),
+        values={"attention": np.full((1, len(coords)), 1 / len(coords), np.float32)}, outputs=("tumor",),
+        shown={"quantity": "attention", "output": "tumor"},
     )  # fmt: skip
     with store.atomic_folder(folder) as temporary:
         store.write_heatmap(temporary / "heatmap.zarr", heatmap)

@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import tyro
 
 from wsi_mil import __version__
-from wsi_mil.config import STAGE_CONFIGS, flag_of, to_toml, toml_values
+from wsi_mil.config import PLACE_KEYS, STAGE_CONFIGS, fields_of, flag_of, to_toml, toml_values
 from wsi_mil.errors import ConfigError, WsiMilError
 
 if TYPE_CHECKING:
     from wsi_mil.parallel import StageResult
 
 _FUNCTIONS = {
+    "run": "wsi_mil.pipeline:run",
     "encoders": "wsi_mil.catalog:run",
     "import": "wsi_mil.exchange:import_run",
     "export": "wsi_mil.exchange:export_run",
@@ -51,6 +52,9 @@ a first run:
   wsi-mil train   --run RUN --labels labels.csv
   wsi-mil heatmap --run RUN
   wsi-mil report  --run RUN
+
+all of it, from a file of settings:
+  wsi-mil run PIPELINE.toml
 
 new slides, by a model that was trained:
   wsi-mil predict --run NEW --model RUN/models/NAME
@@ -123,9 +127,13 @@ def _run(stage: str, arguments: list[str]) -> int:
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         module, function = _FUNCTIONS.get(stage, f"wsi_mil.{stage}:run").split(":")
-        result = getattr(importlib.import_module(module), function)(settings)
+        call = getattr(importlib.import_module(module), function)
+        result = call(settings, told=_tell) if stage == "run" else call(settings)
     finally:
         signal.signal(signal.SIGTERM, previous)
+    if isinstance(result, list):
+        failed = [(f"{each.stage}: {one.slide_id}", one.reason) for each in result for one in each.failed]
+        return _list_failed(failed)
     return result if isinstance(result, int) else _summarise(result)
 
 
@@ -150,19 +158,24 @@ def _as_typed(config_class: type, of_file: dict[str, Any]) -> type:
             flag = tyro.conf.arg(name=each.metadata.get("flag"), help=text)
             changed[each.name] = Annotated[hints[each.name], flag]
     content = {"__annotations__": changed, "__doc__": config_class.__doc__, **of_file}
-    return dataclasses.dataclass(frozen=True, kw_only=True)(
+    typed: Any = dataclasses.dataclass(frozen=True, kw_only=True)(
         type(config_class.__name__, (config_class,), content)
     )
+    # What stages share is inherited, and would be shown before what is the stage's own.
+    order = [each.name for each in fields_of(config_class)]
+    typed.__dataclass_fields__ = {name: typed.__dataclass_fields__[name] for name in order}
+    return typed  # type: ignore[no-any-return]
 
 
 def _help_texts(config_class: type) -> dict[str, str]:
     """Return the text under each field of a config as one line: the parser would keep the source's lines."""
-    (definition,) = ast.parse(inspect.getsource(config_class)).body
-    assert isinstance(definition, ast.ClassDef)
     texts = {}
-    for line, below in itertools.pairwise(definition.body):
-        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
-            texts[ast.unparse(line.target)] = " ".join(str(ast.literal_eval(below.value)).split())
+    for each in config_class.__mro__[:-1]:  # what it inherits has its text where it is declared
+        (definition,) = ast.parse(inspect.getsource(each)).body
+        assert isinstance(definition, ast.ClassDef)
+        for line, below in itertools.pairwise(definition.body):
+            if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr):
+                texts[ast.unparse(line.target)] = " ".join(str(ast.literal_eval(below.value)).split())
     return texts
 
 
@@ -179,11 +192,16 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
         return [], {}  # --config without a value: the real parser says so
     if path is None:
         return [], {}
+    if stage == "run":
+        raise ConfigError(f"--config {path}: the file stands behind the command: wsi-mil run {path}")
     fields = {each.name: each for each in dataclasses.fields(STAGE_CONFIGS[stage])}
     flags: list[str] = []
     places: dict[str, Any] = {}
+    own_place = any(flag_of(fields[key]) in _flags_in(arguments) for key in PLACE_KEYS if key in fields)
     for key, value in toml_values(path, stage).items():
         flag = flag_of(fields[key])
+        if own_place and key in PLACE_KEYS:
+            continue  # of the places to work at, the user's word replaces the file's
         if fields[key].metadata.get("positional"):
             places[key] = tuple(map(str, value)) if isinstance(value, list) else Path(value)
         elif isinstance(value, bool):
@@ -195,26 +213,45 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
     return flags, places
 
 
+def _flags_in(arguments: Sequence[str]) -> set[str]:
+    """Return the flags that arguments hold, however they are written: --a_b 1, --a-b=1."""
+    return {each.split("=")[0].replace("_", "-") for each in arguments if each.startswith("--")}
+
+
 def _summarise(result: "StageResult") -> int:
-    """Print how many slides ended how, and the table of those that failed; return the exit code."""
+    """Print the table of slides that failed, and how many ended how; return the exit code."""
+    code = _list_failed([(each.slide_id, each.reason) for each in result.failed], result.named)
+    _tell(result)
+    return code
+
+
+def _list_failed(failed: Sequence[tuple[str, str]], named: str = "slide") -> int:
+    """Print a table of what failed and why; return the exit code."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    counts = ", ".join(f"{result.count(status)} {status}" for status in ("done", "skipped", "failed"))
+    if not failed:
+        return 0
+    table = Table(title=f"{len(failed)} failed", title_justify="left")
+    table.add_column(named, overflow="fold")
+    table.add_column("reason", overflow="fold")
+    for name, reason in failed:
+        table.add_row(Text(name), Text(reason))
+    Console(highlight=False).print(table)
+    return 1
+
+
+def _tell(result: "StageResult") -> None:
+    """Print the remarks on a stage's slides, and how many ended how."""
+    from rich.console import Console
+
     console = Console(highlight=False, soft_wrap=True)
-    if result.failed:
-        table = Table(title=f"{len(result.failed)} failed", title_justify="left")
-        table.add_column(result.named, overflow="fold")
-        table.add_column("reason", overflow="fold")
-        for each in result.failed:
-            table.add_row(Text(each.slide_id), Text(each.reason))
-        Console(highlight=False).print(table)
+    counts = ", ".join(f"{result.count(status)} {status}" for status in ("done", "skipped", "failed"))
     for each in result.outcomes:
         if each.facts.get("reason"):
             console.print(f"note: {each.slide_id}: {each.facts['reason']}", markup=False)
     console.print(f"{result.stage}: {counts} -> {result.output}", markup=False)
-    return 1 if result.failed else 0
 
 
 def _command_list() -> str:

@@ -13,16 +13,25 @@ from wsi_mil.config.base import (
     Location,
     check_name,
     digest,
+    fields_of,
     first_difference,
     flag_of,
     location,
     record,
 )
+from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
-from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, InspectConfig, VerifyConfig
+from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
+from wsi_mil.config.tools import (
+    EncodersConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RunConfig,
+    VerifyConfig,
+)
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -30,7 +39,9 @@ __all__ = [
     "MODELS",
     "MPP_MAX",
     "MPP_MIN",
+    "PLACE_KEYS",
     "STAGE_CONFIGS",
+    "ClusterConfig",
     "EmbedConfig",
     "EncodersConfig",
     "ExportConfig",
@@ -42,11 +53,13 @@ __all__ = [
     "Location",
     "PredictConfig",
     "ReportConfig",
+    "RunConfig",
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
     "check_name",
     "digest",
+    "fields_of",
     "first_difference",
     "flag_of",
     "from_toml",
@@ -54,5 +67,6 @@ __all__ = [
     "read_grid",
     "record",
     "to_toml",
+    "toml_tables",
     "toml_values",
 ]

@@ -30,11 +30,20 @@ def neutral(default: Any) -> Any:
 def flag_of(each: dataclasses.Field[Any]) -> str:
     """Return what a field is called on the command line: --its-name, or what its metadata say.
 
-    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as that says.
+    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as DIR or
+    what it says.
     """
-    if each.metadata.get("positional"):
-        return str(each.metadata["positional"])
+    place = each.metadata.get("positional")
+    if place:
+        return place if isinstance(place, str) else "DIR"
     return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
+
+
+def fields_of(config_class: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a config: its own, then those that it shares with others (a cluster's)."""
+    each = dataclasses.fields(config_class)
+    own = config_class.__annotations__
+    return [f for f in each if f.name in own] + [f for f in each if f.name not in own]
 
 
 def require(condition: bool, message: str) -> None:

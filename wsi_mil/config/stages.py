@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import check_name, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(ClusterConfig):
     """Turn every patch into a feature vector with a pretrained encoder."""
 
     run: Path = field(metadata={"neutral": True})
@@ -31,8 +32,8 @@ class EmbedConfig:
     devices: tuple[str, ...] = neutral(())
     """Several devices, one process each, that share a queue of slides: 0,1,2,3 (GPUs) or cuda:0,cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs, CPUs with AVX512-BF16
-    or AMX) and the features stay the same, which is checked at the start; fp32 elsewhere."""
+    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs since Ampere; a CPU
+    is measured) and the features stay the same, which is checked at the start; fp32 elsewhere."""
     compile: bool = neutral(False)
     """Compile the encoder with torch.compile: a minute at the start, then faster (CPUs need a compiler)."""
     batch_size: int | None = neutral(None)
@@ -54,6 +55,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         devices = tuple(name for each in self.devices for name in each.split(",") if name)
         object.__setattr__(self, "devices", devices)
         require(bool(self.encoder.strip()), "--encoder: the name is empty.")
@@ -71,10 +73,14 @@ class EmbedConfig:
             not self.devices or self.device == "auto",
             f"--device {self.device} and --devices {' '.join(self.devices)}: give one of them.",
         )
+        require(
+            not self.devices or not self.on_cluster,
+            f"--devices {' '.join(self.devices)}: a cluster's workers have a device each; leave it out.",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatmapConfig:
+class HeatmapConfig(ClusterConfig):
     """Draw where on each slide the model looked, from the stored features."""
 
     run: Path = field(metadata={"neutral": True})
@@ -99,6 +105,7 @@ class HeatmapConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         require(0 < self.opacity <= 1, f"--opacity {self.opacity}: above 0 and at most 1.")
         require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
         require(0 <= self.top_patches <= 100, f"--top-patches {self.top_patches}: must be 0 to 100.")

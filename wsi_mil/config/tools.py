@@ -1,10 +1,22 @@
-"""The configs of the commands beside the stages: inspect, encoders, verify, import, export."""
+"""The configs of the commands beside the stages: inspect, run, encoders, verify, import, export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import Icc, Location, check_choices, check_mpp, location, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ClusterConfig):
+    """Do all stages that a TOML file has tables for, in their order; what is done is skipped."""
+
+    pipeline: Path = field(metadata={"positional": "PIPELINE.toml", "neutral": True})
+    """File with a table for each stage ([tile], [embed], [train], [heatmap], [report]) and, for a cluster to
+    do the work, [cluster]."""
+    run: Path | None = neutral(None)
+    """Run folder, instead of those that the tables name."""
 
 
 @dataclass(frozen=True, kw_only=True)

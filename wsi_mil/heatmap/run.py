@@ -5,7 +5,7 @@ heatmap.geojson and top_patches.jpg. The slide itself is read for the pictures o
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,9 @@ def run(config: HeatmapConfig) -> StageResult:
     with store.stage_record(config.run, "heatmap", config) as record:
         record["model"] = name
         try:
-            outcomes = parallel.map_slides(_draw, tasks, title="heatmap", workers=config.workers)
+            # alone: the library that draws is not for several threads
+            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, alone=True)
+            outcomes = parallel.map_slides(_draw, tasks, title="heatmap", place=place, cost=_cost(config))
         finally:
             store.sweep(output)
         columns = ("slide_id", "status", "seconds", "patches", "drawn_by", "reason")
@@ -94,6 +96,13 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
             markup=False,
         )
     return chosen
+
+
+def _cost(config: HeatmapConfig) -> Callable[[_Task], float]:
+    """Return what says how many patches a slide has, as far as embed's table does."""
+    rows = store.read_csv(config.run / "embed" / "slides.csv")
+    patches = {row["slide_id"]: float(row.get("patches") or 0) for row in rows}
+    return lambda task: patches.get(task.slide_id, 0.0)
 
 
 @functools.lru_cache(maxsize=32)
@@ -145,7 +154,9 @@ def _draw(task: _Task) -> Mapping[str, Any] | None:
         slide_id=task.slide_id,
         geometry=features.geometry,
         coords=features.coords,
-        attention=score.attention,
+        values={"attention": score.attention_CN},
+        outputs=chosen[0].task.output_names,
+        shown={"quantity": "attention", "output": chosen[0].task.output_names[score.drawn]},
         facts=facts | {"label": task.prediction and task.prediction["label"]},
         record=record,
     )

@@ -25,9 +25,15 @@ class SlideScore:
     instance-based models, whose scores of the patches it holds.
     """
 
-    attention: NDArray[np.float32]
     prediction: NDArray[np.float64]
     attention_CN: NDArray[np.float32]
+    drawn: int
+
+    @property
+    def attention(self) -> NDArray[np.float32]:
+        """The attention (N,) of the output that is drawn."""
+        attention: NDArray[np.float32] = self.attention_CN[self.drawn]
+        return attention
 
 
 @torch.inference_mode()
@@ -47,7 +53,7 @@ def score_slide(features: NDArray[np.float16], models: MilModel | Sequence[MilMo
     prediction = np.mean(
         [model.task.predict(one.logits_BC)[0] for model, one in zip(several, each, strict=True)], axis=0
     )
-    return SlideScore(attention_CN[_drawn(several[0].task, prediction)], prediction, attention_CN)
+    return SlideScore(prediction, attention_CN, _drawn(several[0].task, prediction))
 
 
 def _drawn(task: Task, prediction: NDArray[np.float64]) -> int:

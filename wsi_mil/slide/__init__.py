@@ -6,7 +6,7 @@ mpp. ``resolution`` states which source of the microns per pixel counts, ``colou
 tiled.
 """
 
-from wsi_mil.slide.fingerprint import fingerprint
+from wsi_mil.slide.fingerprint import bytes_on_disk, fingerprint
 from wsi_mil.slide.opening import SUFFIXES, detect, dicom_series, open_slide
 from wsi_mil.slide.reading import Reader, Slide
 from wsi_mil.slide.resolution import Resolution, Statement, decide
@@ -17,6 +17,7 @@ __all__ = [
     "Resolution",
     "Slide",
     "Statement",
+    "bytes_on_disk",
     "decide",
     "detect",
     "dicom_series",

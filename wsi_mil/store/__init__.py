@@ -6,10 +6,11 @@ from wsi_mil.store.claims import Claims
 from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.features import FeatureStore, FeaturesWriter
 from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_features, write_patches
-from wsi_mil.store.heatmaps import Heatmap, heatmap_is_done, read_heatmap, write_heatmap
+from wsi_mil.store.heatmaps import QUANTITIES, Heatmap, heatmap_is_done, read_heatmap, write_heatmap
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
     bags_folder,
+    context_run,
     features_folder,
     features_path,
     heatmap_folder,
@@ -29,6 +30,7 @@ from wsi_mil.store.verify import Verification
 
 __all__ = [
     "METRICS_VERSION",
+    "QUANTITIES",
     "Claims",
     "FeatureStore",
     "Features",
@@ -45,6 +47,7 @@ __all__ = [
     "atomic_folder",
     "bags_folder",
     "checksum_of",
+    "context_run",
     "disk_errors",
     "encoders_in",
     "features_folder",

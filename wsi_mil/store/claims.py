@@ -48,16 +48,17 @@ class Claims:
     """The claims of this process in one folder. A context manager: leaving it gives back what is held.
 
     ``run`` names a command and all processes that it starts: a slide on which one of them died is not taken
-    by another, for it may be the slide that kills them.
+    by another, for it may be the slide that kills them. ``handed_out`` says that a coordinator gives each
+    slide to one process at a time, and counts deaths: what another process of the run holds is then taken.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, *, handed_out: bool = False) -> None:
         """Hold nothing yet; the folder is made.
 
         Raises:
             StoreError: the disk does not let us.
         """
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._handed_out = folder, run, handed_out
         self._held: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -97,8 +98,10 @@ class Claims:
         """
         turn = max(self._turns(slide_id), default=0)
         holder = self._holder(slide_id, turn)
-        if holder is not None and (holder.alive or holder.run == self._run):
-            return False
+        if holder is not None:
+            same = holder.run == self._run
+            if not (same and self._handed_out) and (holder.alive or same):
+                return False
         path = self._path(slide_id, turn + 1)
         with disk_errors(path):
             if not self._create(path):
