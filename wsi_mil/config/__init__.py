@@ -21,6 +21,7 @@ from wsi_mil.config.base import (
 )
 from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
+from wsi_mil.config.share import share_of
 from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
@@ -31,6 +32,7 @@ from wsi_mil.config.tools import (
     InspectConfig,
     RunConfig,
     VerifyConfig,
+    ViewConfig,
 )
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
@@ -57,6 +59,7 @@ __all__ = [
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
+    "ViewConfig",
     "check_name",
     "digest",
     "fields_of",
@@ -66,6 +69,7 @@ __all__ = [
     "location",
     "read_grid",
     "record",
+    "share_of",
     "to_toml",
     "toml_tables",
     "toml_values",

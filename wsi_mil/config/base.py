@@ -30,12 +30,10 @@ def neutral(default: Any) -> Any:
 def flag_of(each: dataclasses.Field[Any]) -> str:
     """Return what a field is called on the command line: --its-name, or what its metadata say.
 
-    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as DIR or
-    what it says.
+    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as that says.
     """
-    place = each.metadata.get("positional")
-    if place:
-        return place if isinstance(place, str) else "DIR"
+    if each.metadata.get("positional"):
+        return str(each.metadata["positional"])
     return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
 
 

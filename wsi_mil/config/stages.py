@@ -6,6 +6,7 @@ from typing import Literal
 
 from wsi_mil.config.base import check_name, neutral, require
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.share import check_share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +101,9 @@ class HeatmapConfig(ClusterConfig):
     """How many of the highest patches to show in top_patches.jpg."""
     workers: int = neutral(1)
     """Processes that work on slides side by side; 0 is one per core."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Draw again what other settings or another model made, instead of stopping."""
 
@@ -110,6 +114,7 @@ class HeatmapConfig(ClusterConfig):
         require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
         require(0 <= self.top_patches <= 100, f"--top-patches {self.top_patches}: must be 0 to 100.")
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        check_share(self.share)
         if self.name is not None:
             check_name("--name", self.name)
 

@@ -16,6 +16,7 @@ from wsi_mil.config.base import (
     require,
 )
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.share import check_share
 
 _MPP = 0.5  # one object: who gives --mpp 0.5 gives another, and so it is known whether somebody did
 
@@ -90,6 +91,9 @@ class TileConfig(ClusterConfig):
     webdataset reads it. Nothing here needs them."""
     workers: int = neutral(0)
     """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Make outputs again that other settings made, instead of stopping."""
 
@@ -117,6 +121,7 @@ class TileConfig(ClusterConfig):
             "a resolution stands there twice.",
         )
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        check_share(self.share)
         self._check_quality()
         self._check_tissue()
 

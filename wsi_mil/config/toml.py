@@ -18,6 +18,7 @@ from wsi_mil.config.tools import (
     InspectConfig,
     RunConfig,
     VerifyConfig,
+    ViewConfig,
 )
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
@@ -31,6 +32,7 @@ STAGE_CONFIGS: dict[str, type] = {
     "predict": PredictConfig,
     "report": ReportConfig,
     "run": RunConfig,
+    "view": ViewConfig,
     "encoders": EncodersConfig,
     "verify": VerifyConfig,
     "import": ImportConfig,

@@ -1,4 +1,4 @@
-"""The configs of the commands beside the stages: inspect, run, encoders, verify, import, export."""
+"""The configs of the commands beside the stages: run, view, inspect, encoders, verify, import, export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,25 @@ class RunConfig(ClusterConfig):
     do the work, [cluster]."""
     run: Path | None = neutral(None)
     """Run folder, instead of those that the tables name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """Look at the run's slides in the browser, at full resolution, with their heatmaps over them."""
+
+    run: Path = field(metadata={"neutral": True})
+    """Run folder."""
+    port: int = neutral(0)
+    """Port on 127.0.0.1; 0 picks a free one."""
+    token: bool = neutral(True)
+    """Put a secret into the address, so that other users of this machine cannot open it."""
+    cache_mib: int = neutral(256)
+    """Memory for parts of slides that were shown before, in MiB."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; raise ConfigError in the flag's own words."""
+        require(0 <= self.port <= 65535, f"--port {self.port}: 0 (a free one) to 65535.")
+        require(1 <= self.cache_mib <= 65536, f"--cache-mib {self.cache_mib}: must be 1 to 65536.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,8 @@ def run(config: HeatmapConfig) -> StageResult:
     _, head = store.read_fold(folder / "fold_0.safetensors")
     predictions = {row["slide_id"]: row for row in store.read_csv(folder / "predictions.csv")}
     encoder = str(head["identity"]["encoder"])
-    slide_ids = _slide_ids(config, encoder, predictions)
+    all_ids = _slide_ids(config, encoder, predictions)
+    slide_ids = configs.share_of(all_ids, config.share)
     output = store.heatmap_folder(config.run, name, "x").parent
     store.sweep(output)
     digest = store.model_digest(folder)
@@ -75,7 +76,8 @@ def run(config: HeatmapConfig) -> StageResult:
         finally:
             store.sweep(output)
         columns = ("slide_id", "status", "seconds", "patches", "drawn_by", "reason")
-        store.write_csv(config.run / "heatmap" / "slides.csv", columns, (each.row() for each in outcomes))
+        table = config.run / "heatmap" / "slides.csv"
+        store.write_rows(table, columns, (each.row() for each in outcomes), all_ids)
     return StageResult(stage="heatmap", output=output, outcomes=outcomes)
 
 

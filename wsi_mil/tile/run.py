@@ -38,7 +38,8 @@ def run(config: TileConfig) -> StageResult:
         StaleOutputError: RUN/patches holds outputs of other settings, and ``overwrite`` is off.
     """
     _check_places(config)
-    entries = _entries(config)
+    all_entries = _entries(config)
+    entries = configs.share_of(all_entries, config.share)
     folder = config.run / "patches"
     runs = {config.run: config} | {
         store.context_run(config.run, mpp): dataclasses.replace(config, mpp=mpp, context_mpp=())
@@ -49,6 +50,7 @@ def run(config: TileConfig) -> StageResult:
             store.sweep(each / "patches")
         records = [stack.enter_context(store.stage_record(each, "tile", runs[each])) for each in runs]
         _refuse_stale(entries, config)
+        _name_others(all_entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
         try:
             place = parallel.Place(workers=config.workers, cluster=config, shared=config.run)
@@ -56,10 +58,12 @@ def run(config: TileConfig) -> StageResult:
         finally:
             for each in runs:
                 store.sweep(each / "patches")
+        slide_ids = [entry.slide_id for entry in all_entries]
         for each, record in zip(runs, records, strict=True):
-            record["slides"] = len(outcomes)
-            record["patches"] = sum(int(outcome.facts.get("patches", 0)) for outcome in outcomes)
-            store.write_csv(each / "tile" / "slides.csv", _COLUMNS, (outcome.row() for outcome in outcomes))
+            table = each / "tile" / "slides.csv"
+            rows = store.write_rows(table, _COLUMNS, (outcome.row() for outcome in outcomes), slide_ids)
+            record["slides"] = len(rows)
+            record["patches"] = sum(int(str(row.get("patches") or 0)) for row in rows)
         write_sheet(folder, outcomes)
     return StageResult(stage="tile", output=folder, outcomes=outcomes)
 
@@ -112,13 +116,17 @@ def _check_places(config: TileConfig) -> None:
 
 
 def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
-    """Raise before any work when an output of other settings is in the way, and name what else is there."""
+    """Raise before any work when an output of other settings is in the way."""
     for entry in entries:
         path = store.patches_path(config.run, entry.slide_id)
         if path.exists():
             with contextlib.suppress(SlideError):  # a slide that is gone fails by itself
                 record = _record(_for_slide(entry, config), entry, fingerprint(entry.path))
                 store.is_done(path, record, "patches", config.overwrite)
+
+
+def _name_others(entries: list[SlideEntry], config: TileConfig) -> None:
+    """Say which slides the run holds besides."""
     known = {entry.slide_id for entry in entries}
     others = [p.stem for p in sorted((config.run / "patches").glob("*.h5")) if p.stem not in known]
     if others:
