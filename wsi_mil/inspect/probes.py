@@ -5,6 +5,7 @@ opens may have nothing in it that decodes.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,9 +58,9 @@ def fast_path_reason(slide: Slide) -> str:
         patch_px=side,
     )
     notes: list[str] = []
-    for batch in blocks.stream(slide, coords, plan, workers=1, max_broken=1.0, note=notes.append):
-        del batch  # the first one was compared with what the reader gives
-        break
+    batches = blocks.stream(slide, coords, plan, workers=1, max_broken=1.0, note=notes.append)
+    with closing(batches):
+        next(batches, None)  # before the first batch the blocks are compared with what the reader gives
     return notes[0].removeprefix(f"read through {slide.reader}: ") if notes else ""
 
 
