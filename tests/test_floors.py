@@ -23,8 +23,8 @@ HOMES = {
     "simplejpeg": {"blocks"},
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"},
     "distributed": {"parallel"}, "tyro": {"cli"},
-    "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
-    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},
+    "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report", "tile"},
+    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders", "tissue"}, "torchmil": {"models"},
     "tomli_w": {"config"}, "tomllib": {"config"}, "tensorboard": {"train"},
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 Comes in: a path or URL. Goes out: an ``Inspection``; what is wrong with the file is in it and never raised.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -69,8 +70,7 @@ def inspect_slide(
             problems.insert(0, _without_path(error, path))
         if icc != "none":
             problems += _icc_problem(open_it, path, icc)
-        if not any(each.reason for each in found.probes) and probes.is_dark(slide):
-            remarks.append("its background is dark: fluorescence, or an empty scan")
+        remarks += _darkness(slide) if not problems else []
     return dataclasses.replace(
         found,
         slide_id=slide_id,
@@ -88,7 +88,7 @@ def _describe(slide: Slide, open_it: Callable[[], Slide]) -> Inspection:
     levels = tuple(_level(slide, level, each) for level, each in enumerate(blocks.survey(slide)))
     probed = probes.probe(slide, open_it)
     slow = levels[0].fast_path_reason
-    if not slow and any(each.reason for each in probed):
+    if not slow and (levels[0].beyond or any(each.reason for each in probed)):
         slow = "parts of it cannot be read"
     slow = slow or probes.fast_path_reason(slide)
     return Inspection(
@@ -113,7 +113,8 @@ def _describe(slide: Slide, open_it: Callable[[], Slide]) -> Inspection:
 
 def _level(slide: Slide, level: int, surveyed: LevelBlocks) -> LevelFacts:
     width, height = slide.level_sizes[level]
-    block_width, block_height = slide.block_sizes[level]
+    stated = slide.block_sizes[level]
+    block_width, block_height = stated if all(stated) else surveyed.block
     return LevelFacts(
         width=width,
         height=height,
@@ -180,6 +181,12 @@ def _of_resolution(slide: Slide, mpp_l0: float, mpp: float | None) -> Iterator[s
                 f"the objective is said to be {slide.objective:g}x, and {mpp_l0:g} um per pixel are those of "
                 f"about {10 / mpp_l0:.3g}x: see whether the resolution is right"
             )
+
+
+def _darkness(slide: Slide) -> Iterator[str]:
+    with contextlib.suppress(SlideError):  # what cannot be read there is found where it is needed
+        if probes.is_dark(slide):
+            yield "its background is dark: fluorescence, or an empty scan"
 
 
 def _icc_problem(open_it: Callable[[Icc], Slide], path: Location, icc: Icc) -> Iterator[str]:
