@@ -8,18 +8,19 @@ import wsi_mil
 ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"config", "geometry", "metrics"},
+    {"config", "geometry", "metrics", "colours"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
-    {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange", "catalog"},
+    {"tile", "embed", "train", "predict", "verify", "exchange", "catalog"},
+    {"heatmap"},  # embeds patches between those of the grid, where asked
     {"report", "view"},
     {"cli"},
     {"__main__"},
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 HOMES = {
-    "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks"}, "imagecodecs": {"blocks"},
-    "simplejpeg": {"blocks"},
+    "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks", "heatmap"},
+    "imagecodecs": {"blocks"}, "simplejpeg": {"blocks"},
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "tyro": {"cli"},
     "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
     "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},

@@ -18,7 +18,8 @@ from wsi_mil.config.base import (
     record,
 )
 from wsi_mil.config.grid import read_grid
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
+from wsi_mil.config.heatmap import HeatmapConfig
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig, TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_values
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig, ViewConfig
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig

@@ -8,7 +8,8 @@ from typing import Any, get_origin
 import tomli_w
 
 from wsi_mil.config.base import Config, Json, choices_of, kinds_of, location, require
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig, TileConfig
+from wsi_mil.config.heatmap import HeatmapConfig
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig, TileConfig
 from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig, ViewConfig
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError

@@ -10,16 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 from PIL import Image
 
+from wsi_mil.colours import FAINTEST, SIGNED, colours_for
 from wsi_mil.store import Heatmap
 
-PALETTES = {"attention": "viridis", "evidence": "RdBu_r", "probability": "viridis"}
-"""Colours of a quantity, by matplotlib's names; of evidence the middle is zero."""
-
-_FAINTEST = 1 / 3  # opacity of the lowest value as a part of that of the highest, as in overlay.jpg
 _SHADES = 63  # more are not told apart, and take more bytes
 
 
@@ -73,7 +69,7 @@ def layers(heatmap: Heatmap, model: str, budget: int) -> tuple[list[Layer], list
 
 def gradient(quantity: str) -> str:
     """Return a quantity's colours as a CSS gradient, for its legend."""
-    steps = colormaps[PALETTES[quantity]](np.linspace(0, 1, 17))[:, :3]
+    steps = colours_for(quantity)(np.linspace(0, 1, 17))[:, :3]
     colours = [f"rgb({r:.0f} {g:.0f} {b:.0f})" for r, g, b in (steps * 255).tolist()]
     return f"linear-gradient(to right, {', '.join(colours)})"
 
@@ -88,7 +84,7 @@ def _in_order(heatmap: Heatmap) -> Iterator[tuple[str, str]]:
 def _ends(values: NDArray[np.float32], quantity: str) -> tuple[float, float]:
     """Return the values that the first and the last colour stand for: of evidence equally far from zero."""
     low, high = float(values.min()), float(values.max())
-    if quantity == "evidence":
+    if quantity in SIGNED:
         high = max(abs(low), abs(high))
         low = -high
     return low, high
@@ -101,9 +97,9 @@ def _png(grid: NDArray[np.float32], low: float, high: float, quantity: str) -> b
     codes = np.zeros(grid.shape, np.uint8)
     codes[covered] = 1 + np.rint(np.clip(shade[covered], 0, 1) * (_SHADES - 1))
     steps = np.linspace(0, 1, _SHADES)
-    strength = abs(2 * steps - 1) if quantity == "evidence" else steps
-    alpha = np.rint(255 * (_FAINTEST + (1 - _FAINTEST) * strength)).astype(np.uint8)
-    colours = np.rint(colormaps[PALETTES[quantity]](steps)[:, :3] * 255).astype(np.uint8)
+    strength = abs(2 * steps - 1) if quantity in SIGNED else steps
+    alpha = np.rint(255 * (FAINTEST + (1 - FAINTEST) * strength)).astype(np.uint8)
+    colours = np.rint(colours_for(quantity)(steps)[:, :3] * 255).astype(np.uint8)
     image = Image.fromarray(codes, "P")
     image.putpalette(bytes(3) + colours.tobytes())
     buffer = io.BytesIO()

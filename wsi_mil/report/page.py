@@ -19,8 +19,9 @@ import jinja2
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.report.figures import Confusion, Picture
 from wsi_mil.report.gather import Model, Slide
-from wsi_mil.report.layers import PALETTES, Layer, gradient
+from wsi_mil.report.layers import Layer, gradient
 from wsi_mil.report.verdicts import CLASSES
+from wsi_mil.store import QUANTITIES
 
 _FOLDER = Path(__file__).parent
 
@@ -65,7 +66,7 @@ def render(*, run: Path, **content: Any) -> str:
         style=(_FOLDER / "page.css").read_text(encoding="utf-8"),
         script=script,
         script_digest=digest,
-        gradients={name: gradient(name) for name in PALETTES},
+        gradients={name: gradient(name) for name in QUANTITIES},
         CLASSES=CLASSES,
         **_choices(content["cards"]),
         **content,
