@@ -1,4 +1,4 @@
-"""Dask schedulers and workers as processes of their own, as an administrator would start them."""
+"""Dask schedulers and workers as processes of their own, and work for them."""
 
 import os
 import re
@@ -7,6 +7,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from wsi_mil.errors import ConfigError
+from wsi_mil.store import atomic_file
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -75,3 +78,62 @@ def stop(process):
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+# What workers do: here, because they must be able to import it -------------------------------------------
+
+
+def note(task):
+    """Write a line to the log, and take a moment."""
+    log, slide_id = task
+    with Path(log).open("a") as file:
+        file.write(f"{os.getpid()} {slide_id}\n")
+    time.sleep(0.15)
+    return {}
+
+
+def fail_to_get_ready():
+    raise ConfigError("--device cuda: not usable here")
+
+
+def slow(task):
+    """Note the process, take a while, and publish a file as the stages do."""
+    folder, slide_id, seconds = task
+    if slide_id.startswith("poison"):
+        with (folder / "poison.log").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        time.sleep(0.3)
+        os.kill(os.getpid(), signal.SIGKILL)
+    with (folder / f"{slide_id}.begun").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    with atomic_file(folder / f"{slide_id}.done") as temporary:
+        temporary.write_text("half")
+        time.sleep(seconds)
+        temporary.write_text("whole")
+    return {}
+
+
+def slow_tasks(folder, count, seconds=0.3):
+    folder.mkdir(exist_ok=True)
+    return {f"s{i:02d}": (folder, f"s{i:02d}", seconds) for i in range(count)}
+
+
+def in_background(cluster, folder, count, seconds=0.3, poison=()):
+    """Map ``slow`` in a process of its own; return it: its exit code, or 3 where the cluster was lost."""
+    code = (
+        "import sys, json\nfrom pathlib import Path\nfrom wsi_mil import parallel, errors\n"
+        "from wsi_mil.config import ClusterConfig\nfrom tests.clusters import slow, slow_tasks\n"
+        f"folder = Path({str(folder)!r})\n"
+        f"tasks = slow_tasks(folder, {count}, {seconds})\n"
+        f"tasks |= {{each: (folder, each, 0) for each in {list(poison)!r}}}\n"
+        f"config = ClusterConfig(scheduler={cluster.address!r}, worker_wait=60)\n"
+        "place = parallel.Place(cluster=config, shared=folder)\n"
+        "try:\n    out = parallel.map_slides(slow, tasks, title='t', place=place)\n"
+        "except errors.ClusterError as error:\n    print('LOST', error); sys.exit(3)\n"
+        "except KeyboardInterrupt:\n    sys.exit(130)\n"
+        "print(json.dumps({o.slide_id: [o.status, o.reason] for o in out}))\n"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
