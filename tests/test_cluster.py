@@ -1,5 +1,6 @@
 """Slides on a Dask cluster: a scheduler and workers that are processes of their own."""
 
+import contextlib
 import json
 import os
 import re
@@ -12,11 +13,15 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import timm
+import torch
 
 from pipelines.pyramid import write_pyramid
 from tests.clusters import (
     ENVIRONMENT,
     DaskCluster,
+    Network,
     fail_to_get_ready,
     in_background,
     note,
@@ -26,8 +31,8 @@ from tests.clusters import (
 )
 from tests.conftest import draw_slide
 from tests.test_parallel import TASKS, work
-from wsi_mil import parallel, store, tile, verify
-from wsi_mil.config import ClusterConfig, TileConfig, VerifyConfig
+from wsi_mil import embed, parallel, store, tile, verify
+from wsi_mil.config import ClusterConfig, EmbedConfig, TileConfig, VerifyConfig
 from wsi_mil.errors import ClusterError, ConfigError
 from wsi_mil.parallel import Place
 
@@ -329,3 +334,106 @@ def test_only_workers_with_the_resource_are_asked_where_there_are_some(cluster, 
     parallel.map_slides(slow, slow_tasks(tmp_path / "b", 4, 0), title="t", place=here)
     pids = {path.read_text().strip() for path in (tmp_path / "b").glob("*.begun")}
     assert pids == {str(cluster.workers[0].pid)}, "where there are none, all are"
+
+
+@pytest.fixture
+def network():
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("only root may make network namespaces: machines with own addresses were NOT tested")
+    with Network(["scheduler", "one", "two", "client"]) as each:
+        yield each
+
+
+def on_machines(network, folder):
+    """A scheduler and two workers, each on a machine of its own."""
+    cluster = DaskCluster(folder)
+    host = network.address("scheduler")
+    cluster.start_scheduler(host=host, prefix=network.inside("scheduler"))
+    for name in ("one", "two"):
+        cluster.start_worker("--host", network.address(name), prefix=network.inside(name))
+    return cluster
+
+
+@pytest.mark.dask
+def test_machines_with_addresses_of_their_own(network, tmp_path):
+    with on_machines(network, tmp_path / "cluster") as cluster:
+        client = in_background(cluster, tmp_path / "out", 10, prefix=network.inside("client"))
+        out, err = client.communicate(timeout=120)
+    assert Counter(status for status, _ in json.loads(out).values()) == {"done": 10}, err
+    assert f"Dask: tcp://{network.address('scheduler')}:" in err
+    assert set(times_begun(tmp_path / "out").values()) == {1}
+    pids = Counter(path.read_text() for path in (tmp_path / "out").glob("*.begun"))
+    assert len(pids) == 2, "both machines worked"
+
+
+@pytest.mark.dask
+def test_a_machine_that_is_lost_from_the_network_loses_only_its_slide(network, tmp_path):
+    """No connection is closed: the scheduler finds out because nothing answers."""
+    with on_machines(network, tmp_path / "cluster") as cluster:
+        client = in_background(cluster, tmp_path / "out", 40, prefix=network.inside("client"))
+        until(lambda: len(done(tmp_path / "out")) >= 6)
+        network.unplug("two")
+        out, err = client.communicate(timeout=400)
+    assert Counter(status for status, _ in json.loads(out).values()) == {"done": 40}, err
+    twice = [name for name, count in times_begun(tmp_path / "out").items() if count > 1]
+    assert len(twice) == 1
+    assert f"tcp://{network.address('two')}:" in err
+    assert f"died; tried again: {twice[0]}" in err
+    assert {path.read_text() for path in (tmp_path / "out").glob("s*.done")} == {"whole"}
+
+
+TINY = "test_resnet"
+
+
+@pytest.fixture
+def tiled(tmp_path):
+    """A tiled run of 10 slides, and weights."""
+    (tmp_path / "slides").mkdir()
+    for i in range(10):
+        image = draw_slide(1536, 1024, ((0, 0, 1536, 512 + 40 * i),))
+        write_pyramid(tmp_path / "slides" / f"s{i:02d}.tiff", image, 0.5)
+    torch.manual_seed(0)
+    weights = timm.create_model(TINY, num_classes=0).state_dict()
+    safetensors.torch.save_file(weights, tmp_path / "tiny.safetensors")
+    tile.run(TileConfig(slides=tmp_path / "slides", run=tmp_path / "run", workers=1))
+    shutil.copytree(tmp_path / "run", tmp_path / "here")
+    config = EmbedConfig(
+        run=tmp_path / "here", encoder=TINY, weights=tmp_path / "tiny.safetensors", precision="fp32"
+    )
+    assert embed.run(config).count("done") == 10
+    return tmp_path, config
+
+
+@pytest.mark.dask
+def test_embed_survives_the_death_of_workers_with_the_same_features(cluster, tiled):
+    """A worker is killed while it holds a claim; the scheduler then dies, and another cluster finishes."""
+    folder, config = tiled
+    command = [
+        *(sys.executable, "-m", "wsi_mil", "embed", "--run", folder / "run", "--encoder", TINY, "--weights"),
+        *(folder / "tiny.safetensors", "--precision", "fp32", "--scheduler"),
+    ]
+    cluster.start_worker(nanny=True)
+    features = folder / "run" / "features" / TINY
+    client = subprocess.Popen(
+        [*map(str, command), cluster.address], cwd=ROOT, env=ENVIRONMENT, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    until(lambda: len(list(features.glob("s*.h5"))) >= 2, seconds=120)
+    claims = folder / "run" / "embed" / "claims" / TINY
+
+    def holder():
+        for path in claims.glob("s*.claim-*"):
+            with contextlib.suppress(OSError, ValueError):
+                return json.loads(path.read_text())["pid"]
+        return None
+
+    os.kill(until(holder), signal.SIGKILL)
+    out, err = client.communicate(timeout=180)
+    assert client.returncode == 0, err
+    assert "10 done, 0 skipped, 0 failed" in out
+    assert err.count("tried again: ") == 1
+    here, there = (store.open_features(folder / name, TINY, "hdf5") for name in ("here", "run"))
+    for slide_id in here.slide_ids():
+        assert (here.read(slide_id).features == there.read(slide_id).features).all()
+    assert not verify.run(VerifyConfig(run=folder / "run")).failed
+    assert not [path for path in (folder / "run").rglob("*") if ".tmp" in path.name or ".claim" in path.name]
