@@ -78,8 +78,8 @@ class HeatmapConfig(ClusterConfig):
         check_share(self.share)
         require(
             not self.share or not (self.faithfulness or self.annotations),
-            f"--share {self.share}: --faithfulness and --annotations are of all slides; ask for them in a call "
-            "of its own when the shares are drawn.",
+            f"--share {self.share}: --faithfulness and --annotations are of all slides; ask for them "
+            "in a call of its own when the shares are drawn.",
         )
         require(0 < self.opacity <= 1, f"--opacity {self.opacity}: above 0 and at most 1.")
         require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
