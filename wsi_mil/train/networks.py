@@ -125,7 +125,7 @@ class Training:
             TrainingError: a loss that is no number; names the epoch and the likely cause.
         """
         if memory is not None and (found := memory.load()) is not None:
-            self._go_on(found)
+            self.load(found)
         while self.progress.epoch < self.config.epochs and not self._over():
             self.lanes.train(True)
             loss_M = self._epoch()
@@ -289,19 +289,13 @@ class Training:
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def _go_on(self, state: dict[str, Any]) -> None:
-        """Take a state; of one at its end only what came out, for it may be another device's."""
-        self.progress = _Progress(**state["progress"])
-        if self._over() or self.progress.epoch >= self.config.epochs:
-            self.kept = state["kept"]
-        else:
-            self.load(state)
-
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state; of one at its end only what came out is taken: it may be another device's."""
         self.progress = _Progress(**state["progress"])
-        self.lanes.load(state["lanes"])
         self.kept = {name: each.to(self.device) for name, each in state["kept"].items()}
+        if self._over() or self.progress.epoch >= self.config.epochs:
+            return
+        self.lanes.load(state["lanes"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         for rng, each in zip(self.draws, state["draws"], strict=True):
