@@ -48,8 +48,8 @@ def inspect_slide(
         return open_slide(path, reader, _ANY_MPP, icc, read_ahead=_READ_AHEAD)
 
     try:
+        slide = open_it()  # first: it says best why it does not open
         bytes_now = fingerprint(path)
-        slide = open_it()
     except SlideError as error:
         return Inspection(
             slide_id=slide_id,
@@ -135,6 +135,9 @@ def _damage(levels: tuple[LevelFacts, ...], probed: tuple[Probe, ...]) -> Iterat
     if beyond:
         listed = ", ".join(f"{count} of level {level}" for level, count in beyond.items())
         yield f"the file is cut off: {listed} blocks lie beyond its end. Copy it again."
+    bare = [str(level) for level, each in enumerate(levels) if each.blocks and each.empty == each.blocks]
+    if bare:
+        yield f"there is nothing in level {', '.join(bare)}: all blocks are empty. Copy it again."
     failed = [each for each in probed if each.reason]
     if len(failed) == len(probed) and failed:
         yield f"it opens, and nothing in it can be read: {failed[0].reason}"
