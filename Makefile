@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-inspect bench-read bench-embed bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean
+.PHONY: bench-inspect bench-read bench-embed bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -23,6 +23,8 @@ help:
 	@echo "make bench-scale          Dask workers against one, against local processes; workers killed (half an hour)"
 	@echo "make test-dask            a Dask cluster whose workers and scheduler are killed (minutes)"
 	@echo "make bench-view           20 clients of the viewer on a slide of 100,000 x 100,000 pixels"
+	@echo "make test-docker          the image and the compose commands, with a real Docker engine (a build is 6 GB)"
+	@echo "make test-slurm           the jobs of pipelines/slurm, with a Slurm started here (root; Debian's packages)"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -90,6 +92,14 @@ test-gpu: $(READY)
 # Debian: apt-get install chromium chromium-driver. Without a browser these tests are skipped, and say so.
 test-browser: $(READY)
 	$(BIN)/python -m pytest -m browser
+
+# Where no image registry can be reached: WSI_MIL_TEST_BASE=IMAGE, an image with Python, venv and pip that is there;
+# where the engine has no bridge network: WSI_MIL_TEST_BUILD_NETWORK=host.
+test-docker: $(READY)
+	$(BIN)/python -m pytest -m docker -s
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -12,12 +12,14 @@ import re
 import shutil
 import subprocess
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
 
 from pipelines.demo.cohort import make_cohort
 from wsi_mil import store
+from wsi_mil.config import STAGE_CONFIGS
 
 pytestmark = pytest.mark.docker
 ROOT = Path(__file__).parents[1]
@@ -273,39 +275,64 @@ def test_the_table_of_variables_is_the_files(place):
     assert used == example == table
 
 
+def test_the_viewer_shows_the_run_on_the_node(place, first_run):
+    if "view" not in STAGE_CONFIGS:
+        pytest.skip("there is no `wsi-mil view` yet: the service viewer was NOT tested")
+    place.variables |= {"WSI_MIL_RUN": "first", "WSI_MIL_VIEWER_PORT": "8765"}
+    (line,) = readme_block("docker-viewer")
+    words = line.split()[2:]
+    viewer = subprocess.Popen(
+        [*compose_words(), *words[: words.index("run") + 1], "-T", *words[words.index("run") + 1 :]],
+        cwd=DOCKER, env=place.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        assert viewer.stdout is not None
+        said = []
+        for printed in viewer.stdout:
+            said.append(printed)
+            if found := re.search(r"http://127\.0\.0\.1:8765\S*", printed):
+                break
+        else:
+            raise AssertionError("".join(said))
+        with urllib.request.urlopen(found[0], timeout=30) as page:
+            assert page.status == 200
+            assert b"wsi-mil" in page.read()
+    finally:
+        viewer.terminate()
+        viewer.communicate(timeout=90)
+
+
 def test_a_worker_of_the_cluster_is_killed_and_every_slide_is_done_once(place, first_run):
-    lines = readme_block("docker-cluster")
-    up, run, down = lines
+    up, tile, embed, down = readme_block("docker-cluster")
+    second = place.runs / "second"
     place.readme(up)
     try:
+        ids = place.compose("--profile", "cluster", "ps", "-q", "cpu-worker").stdout.split()
+        assert len(ids) == 2
+        assert "0 failed" in place.readme(tile).stdout
         client = subprocess.Popen(
-            [*compose_words(), *run.replace("run --rm", "run --rm -T").split()[2:]],
-            cwd=DOCKER, env=place.variables,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, text=True,
+            [*compose_words(), *embed.replace("run --rm", "run --rm -T").split()[2:]], cwd=DOCKER, text=True,
+            env=place.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         deadline = time.monotonic() + 300
-        patches = place.runs / "second" / "patches"
-        while len(list(patches.glob("*.h5"))) < 2:
+        while len(list(second.glob("features/*/*.h5"))) < 2:
             assert client.poll() is None, client.communicate()[0]
             assert time.monotonic() < deadline, client.kill() or client.communicate()[0]
             time.sleep(0.1)
-        ids = place.compose("--profile", "cluster", "ps", "-q", "cpu-worker").stdout.split()
-        assert len(ids) == 2
         subprocess.run(["docker", "kill", "--signal", "KILL", ids[0]], check=True, capture_output=True)
-        done_before = len(list(patches.glob("*.h5")))
+        done_before = len(list(second.glob("features/*/*.h5")))
         output = client.communicate(timeout=600)[0]
-        print(f"\nkilled a worker when {done_before} of {SLIDES} slides were done")
+        print(f"\nkilled a worker when {done_before} of {SLIDES} slides were embedded")
         assert client.returncode == 0, output
         assert done_before < SLIDES, "too late to show anything"
-        rows = store.read_csv(place.runs / "second" / "tile" / "slides.csv")
-        assert [row["status"] for row in rows] == ["done"] * SLIDES
-        for path in sorted(patches.glob("*.h5")):
-            first = store.read_patches(place.runs / "first" / "patches" / path.name)
-            assert store.read_patches(path).digest == first.digest, path.name
     finally:
         place.readme(down)
-    verified = place.compose(
-        "--profile", "cpu", "run", "--rm", "-T", "cpu", "verify", "--run", "/runs/second"
-    )
-    assert "0 failed" in verified.stdout
-    assert {path.stat().st_uid for path in (place.runs / "second").rglob("*")} == {UID}
+    for path in sorted(first_run.glob("patches/*.h5")):
+        ours, theirs = store.read_patches(second / "patches" / path.name), store.read_patches(path)
+        assert ours.digest == theirs.digest, path.name
+    rows = store.read_csv(second / "embed" / "slides.csv")
+    assert len({row["slide_id"] for row in rows}) == len(rows) == SLIDES
+    assert {row["status"] for row in rows} == {"done"}
+    assert len(list(second.glob("features/*/*.h5"))) == SLIDES
+    assert "0 failed" in place.on_cpu("cpu", "verify", "--run", "/runs/second").stdout
+    assert {path.stat().st_uid for path in second.rglob("*")} == {UID}

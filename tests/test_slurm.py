@@ -220,9 +220,17 @@ def test_a_job_that_runs_out_of_time_queues_again(slurm, pipeline, tiled, tmp_pa
         slurm, tmp_path, "--time=1", "--signal=TERM@45", SCRIPTS / "stage.sbatch", "embed", "--config",
         pipeline, "--batch-size", 1, MAX_RESTARTS="30",
     )  # fmt: skip
-    slurm.wait_for_state(job, "COMPLETED", seconds=420)
-    assert int(slurm.job(job)["Restarts"]) >= 1, logs(tmp_path)
+    slurm.wait(lambda: slurm.job(job)["Restarts"] == "1", 120, "it did not queue again")
     assert "queues again" in logs(tmp_path)
+    assert "interrupted; give the same command again" in logs(tmp_path)
+    assert not list(tiled.rglob("*.tmp")), "nothing half-written stays"
+    done = {path.name: path.stat().st_mtime_ns for path in tiled.glob("features/*/*.h5")}
+    slurm.run(
+        "scontrol", "update", f"JobId={job}", "TimeLimit=20"
+    )  # Slurm waits two minutes before it starts it
+    slurm.wait_for_state(job, "COMPLETED", seconds=420)
+    assert_whole(tiled)
+    assert all(next(tiled.glob(f"features/*/{name}")).stat().st_mtime_ns == at for name, at in done.items())
 
 
 def test_a_job_that_somebody_cancels_stays_cancelled(slurm, pipeline, tiled, tmp_path):
@@ -247,3 +255,24 @@ def test_tasks_of_embed_take_over_what_a_killed_one_held(slurm, pipeline, tiled,
     again = sbatch(slurm, tmp_path, "--array=1-2", SCRIPTS / "stage.sbatch", "embed", "--config", pipeline)
     slurm.wait_for_state(again, "COMPLETED", seconds=200)
     assert_whole(tiled)
+
+
+def test_dask_workers_are_jobs_that_end_with_their_stage(slurm, cohort, exact, tmp_path, reference):
+    run = tmp_path / "run"
+    path = write_pipeline(tmp_path, cohort, run, exact)
+    command = [sys.executable, "-m", "pipelines.slurm.dask_cluster", path, "--jobs", 2, "--memory", "1GB"]
+    command += ["--walltime", "00:30:00", "--interface", "lo", "--logs", tmp_path / "logs"]
+    result = subprocess.run(
+        [*map(str, command)], cwd=ROOT, env=slurm.environment, capture_output=True, text=True, check=False,
+        timeout=900,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr + slurm.logs()
+    assert_whole(run)
+    ours, theirs = store.open_features(run, "test_resnet"), store.open_features(reference, "test_resnet")
+    for slide_id in theirs.slide_ids():
+        assert ours.summary(slide_id).checksums["features"] == theirs.summary(slide_id).checksums["features"]
+    assert len(list(run.glob("heatmaps/*/*/overlay.jpg"))) == SLIDES
+    names = set(slurm.run("scontrol", "show", "job", "--oneliner").split())
+    for stage in ("tile", "embed", "heatmap"):
+        assert f"JobName=wsi-mil-{stage}" in names, "jobs did the work"
+    slurm.wait(lambda: not slurm.run("squeue", "--noheader"), 60, "workers outlived their stage")

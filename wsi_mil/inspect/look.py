@@ -48,8 +48,7 @@ def inspect_slide(
         return open_slide(path, reader, _ANY_MPP, icc, read_ahead=_READ_AHEAD)
 
     try:
-        slide = open_it()  # first: it says best why it does not open
-        bytes_now = fingerprint(path)
+        slide = open_it()
     except SlideError as error:
         return Inspection(
             slide_id=slide_id,
@@ -58,6 +57,9 @@ def inspect_slide(
             seconds=time.perf_counter() - start,
         )
     with slide:
+        bytes_now = ""
+        with contextlib.suppress(SlideError):  # the file went away: what is read of it next says so
+            bytes_now = fingerprint(path)
         found = _describe(slide, open_it)
         problems, remarks = list(_damage(found.levels, found.probes)), list(_notes(slide, found.levels))
         resolution = None

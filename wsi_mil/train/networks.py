@@ -121,7 +121,7 @@ class Training:
             TrainingError: a loss that is no number; names the epoch and the likely cause.
         """
         if memory is not None and (found := memory.load()) is not None:
-            self.load(found)
+            self._go_on(found)
         while self.progress.epoch < self.config.epochs and not self._over():
             self.lanes.train(True)
             loss_M = self._epoch()
@@ -284,6 +284,14 @@ class Training:
             "torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
+
+    def _go_on(self, state: dict[str, Any]) -> None:
+        """Take a state; of one at its end only what came out, for it may be another device's."""
+        self.progress = _Progress(**state["progress"])
+        if self._over() or self.progress.epoch >= self.config.epochs:
+            self.kept = state["kept"]
+        else:
+            self.load(state)
 
     def load(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
