@@ -112,6 +112,21 @@ def test_a_damaged_last_block_is_named(tmp_path):
     assert "1 of 6 probes cannot be read (last block of level 1): level 1 cannot be read" in found.problems[0]
 
 
+def test_a_file_that_lost_its_table_of_blocks_is_not_a_black_slide(tmp_path):
+    """tiffslide opens it and shows black everywhere."""
+    write_pyramid(tmp_path / "a.tiff", texture(2048, 2048), 0.5, compression="none", block=128)
+    content = (tmp_path / "a.tiff").read_bytes()
+    (tmp_path / "a.tiff").write_bytes(content[:1000])
+    (problem,) = one(tmp_path / "a.tiff").problems
+    assert "cannot be opened as a slide" in problem
+    assert re.search(r"tiffslide: lists \d+ blocks, not 256: cut off, or damaged", problem)
+
+
+def test_a_level_of_empty_blocks_is_a_problem(tmp_path):
+    path = write_tiff(tmp_path / "a.tiff", texture(500, 500), kind="deflate", empty=frozenset(range(4)))
+    assert one(path).problems == ("there is nothing in level 0: all blocks are empty. Copy it again.",)
+
+
 def test_a_slide_that_opens_and_has_nothing_in_it(make_slide):
     path = make_slide("a.svs")
     break_blocks(path)

@@ -48,7 +48,6 @@ def inspect_slide(
         return open_slide(path, reader, _ANY_MPP, icc, read_ahead=_READ_AHEAD)
 
     try:
-        bytes_now = fingerprint(path)
         slide = open_it()
     except SlideError as error:
         return Inspection(
@@ -58,6 +57,9 @@ def inspect_slide(
             seconds=time.perf_counter() - start,
         )
     with slide:
+        bytes_now = ""
+        with contextlib.suppress(SlideError):  # the file went away: what is read of it next says so
+            bytes_now = fingerprint(path)
         found = _describe(slide, open_it)
         problems, remarks = list(_damage(found.levels, found.probes)), list(_notes(slide, found.levels))
         resolution = None
@@ -135,6 +137,9 @@ def _damage(levels: tuple[LevelFacts, ...], probed: tuple[Probe, ...]) -> Iterat
     if beyond:
         listed = ", ".join(f"{count} of level {level}" for level, count in beyond.items())
         yield f"the file is cut off: {listed} blocks lie beyond its end. Copy it again."
+    bare = [str(level) for level, each in enumerate(levels) if each.blocks and each.empty == each.blocks]
+    if bare:
+        yield f"there is nothing in level {', '.join(bare)}: all blocks are empty. Copy it again."
     failed = [each for each in probed if each.reason]
     if len(failed) == len(probed) and failed:
         yield f"it opens, and nothing in it can be read: {failed[0].reason}"

@@ -17,7 +17,7 @@ from wsi_mil.inspect.facts import Probe
 from wsi_mil.slide import Slide
 
 _SIDE = 64  # pixels that are read of a block: the whole of it is decoded
-_LOOK = 1000  # pixels of the smallest level across and down that are looked at, from its middle
+_LOOK = 512  # pixels of the smallest level across and down that are looked at, from its middle
 _DARK = 64  # of 255: glass is above 200, fluorescence and empty scans are below this
 
 
@@ -72,7 +72,7 @@ def is_dark(slide: Slide) -> bool:
     pixels: NDArray[np.uint8] = slide.read_level(
         level, (width - across) // 2, (height - down) // 2, across, down
     )
-    return float(np.median(pixels.max(axis=2))) < _DARK
+    return float(np.median(pixels[::4, ::4].max(axis=2))) < _DARK
 
 
 def _places(slide: Slide) -> Iterator[tuple[str, int, int, int, int, int]]:
