@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-read bench-embed bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
+.PHONY: bench-inspect bench-read bench-embed bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test-gpu             tests that need a CUDA device"
 	@echo "make test-browser         the viewer and the report in headless Chromium (chromium, chromium-driver)"
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
+	@echo "make bench-inspect        wsi-mil inspect over 200 slides, and a slide behind a URL"
 	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
 	@echo "make bench-embed-gpu      the same on a CUDA device"
 	@echo "make bench-train          training against the field's loop, torchmil's and CLAM's trainers (an hour)"
@@ -51,6 +52,9 @@ demo-random-weights: $(READY)
 bench-read: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cucim-cu13 lazy-loader
 	$(BIN)/python -m benchmarks.read --folder bench --append
+
+bench-inspect: $(READY)
+	$(BIN)/python -m benchmarks.inspect_slides --folder bench --append
 
 bench-embed: $(READY)
 	$(BIN)/python -m benchmarks.embed --folder bench --append

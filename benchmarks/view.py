@@ -37,6 +37,7 @@ from wsi_mil.geometry import PatchGeometry, grid_l0
 SIDE, BLOCK, MPP = 100_000, 256, 0.25
 FACTOR, SMALLEST = 4, 1000  # of the levels
 _JPEG = {"level": 85, "colorspace": "RGB", "outcolorspace": "YCBCR", "subsampling": "420"}
+CACHE_MIB = 64  # small, so that it is full long before the end
 LOOK_S, CONNECTIONS, WINDOW = 0.3, 6, (1400, 900)
 
 
@@ -183,7 +184,7 @@ def cpu_seconds(pid: int) -> float:
 
 def measure(run: Path, clients: int, seconds: float) -> dict[str, Any]:
     """Let ``clients`` pan for ``seconds`` and return what they saw."""
-    command = [sys.executable, "-m", "wsi_mil", "view", "--run", str(run)]
+    command = [sys.executable, "-m", "wsi_mil", "view", "--run", str(run), "--cache-mib", str(CACHE_MIB)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         try:
             assert server.stdout

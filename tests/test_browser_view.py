@@ -3,7 +3,6 @@
 import threading
 from contextlib import contextmanager
 
-import matplotlib
 import numpy as np
 import pytest
 
@@ -12,6 +11,7 @@ from tests.browsers import chromium
 from tests.conftest import draw_slide
 from tests.test_view import ODD, add_heatmap
 from wsi_mil import store, tile
+from wsi_mil.colours import colours_for
 from wsi_mil.config import TileConfig, ViewConfig
 from wsi_mil.slide import open_slide
 from wsi_mil.view.run import open_viewer
@@ -291,8 +291,8 @@ def test_class_quantity_and_normalisation_change_colours_and_legend(page, heatma
         page.choose("normalize", way)
         values = heatmap.values[quantity][heatmap.outputs.index(output)].astype(float)
         low, high = {"minmax": (values.min(), values.max()), "none": (0, values.max())}.get(way, (0, 100))
-        if quantity == "probability" and way == "none":
-            low, high = 0, 1
+        if way == "none" and 0.5 < high <= 1:  # as a probability reaches
+            high = 1
         if quantity == "evidence":
             high = abs(values).max() if way != "percentile" else 100
             low = -high
@@ -304,8 +304,7 @@ def test_class_quantity_and_normalisation_change_colours_and_legend(page, heatma
         shade = (values[dark] - low) / (high - low)
         strength = abs(2 * shade - 1) if quantity == "evidence" else shade
         opaque = (1 + 2 * strength) / 3
-        name = "RdBu_r" if quantity == "evidence" else "viridis"
-        colour = np.array(matplotlib.colormaps[name](shade)[:3]) * 255
+        colour = np.array(colours_for(quantity)(shade)[:3]) * 255
         column, row = (round(each) for each in page.css(x, y))
         seen = page.stage(tmp_path / "a.png")[row, column]
         assert abs(seen - opaque * colour).max() < 12, (quantity, output, way)  # over black

@@ -23,7 +23,6 @@ from wsi_mil.slide import open_slide
 from wsi_mil.view import tiles
 from wsi_mil.view.handles import Handles
 from wsi_mil.view.run import open_viewer
-from wsi_mil.view.server import PALETTES
 
 ODD = "a b #1?% ü 😀 ..&\"'<b>"
 
@@ -187,7 +186,7 @@ def test_values_and_patches_are_those_of_the_file(served, whole):
 
 def test_patches_between_those_of_the_grid_come_last(run):
     patches = store.read_patches(store.patches_path(run, "plain"))
-    dense = {name: np.full((2, 3), 0.25, np.float32) for name in PALETTES}
+    dense = {name: np.full((2, 3), 0.25, np.float32) for name in store.QUANTITIES}
     add_heatmap(
         run,
         "plain",
@@ -413,11 +412,13 @@ def test_an_overview_of_a_slide_without_small_levels_is_not_read(size, pyramid, 
     assert tiles.coarsest(Plan()) == last
 
 
-def test_the_colours_of_one_sign_are_those_of_the_overlay(served):
+def test_the_colours_are_those_of_the_overlay(served):
     colours = asked(served, "/palettes.json")
-    expected = np.rint(heatmap.render.COLOURS(np.linspace(0, 1, 256))[:, :3] * 255)
-    assert (np.array(colours["attention"]) == expected).all()
-    assert set(colours) == set(PALETTES) == set(store.QUANTITIES)
+    steps = np.arange(256, dtype=np.float32) / 255
+    for name, found in colours.items():
+        expected = heatmap.render.colours_of(steps, signed=name == "evidence").astype(int)
+        assert abs(np.array(found) - expected).max() <= 1, name
+    assert set(colours) == set(store.QUANTITIES)
 
 
 def test_wrong_settings_are_said_in_the_flags_words(tmp_path, run):

@@ -28,11 +28,13 @@ from wsi_mil.slide import Slide
 class LevelBlocks:
     """The blocks of a level.
 
-    ``compression`` is "" and ``blocks`` None where the file is no TIFF. ``empty``: blocks without data;
-    ``beyond``: blocks that end after the file does. ``reason``: why the fast path does not read them, or "".
+    ``compression`` is "", ``block`` (width, height) 0 and ``blocks`` None where they are not known.
+    ``empty``: blocks without data; ``beyond``: blocks that end after the file does. ``reason``: why the fast
+    path does not read them, or "".
     """
 
     compression: str = ""
+    block: tuple[int, int] = (0, 0)
     blocks: int | None = None
     empty: int = 0
     beyond: int = 0
@@ -56,7 +58,12 @@ def _look(slide: Slide, level: int, tiff: tifffile.TiffFile, size: int, unknown:
     try:
         page = find_page(tiff, width, height)
     except NoTableError as error:
-        return LevelBlocks(compression=slide.compression, reason=unknown or str(error))
+        largest = _largest(tiff) if level == 0 else None  # some formats scatter a level over several images
+        return LevelBlocks(
+            compression=_name(largest) if largest else slide.compression,
+            block=(largest.tilewidth, largest.tilelength) if largest else (0, 0),
+            reason=unknown or str(error),
+        )
     reason = unknown
     try:
         check_page(slide, level, page)
@@ -65,11 +72,18 @@ def _look(slide: Slide, level: int, tiff: tifffile.TiffFile, size: int, unknown:
     offsets, counts = (np.array(each, np.int64) for each in (page.dataoffsets, page.databytecounts))
     return LevelBlocks(
         compression=_name(page),
+        block=(page.tilewidth, page.tilelength),
         blocks=len(counts),
         empty=int((counts == 0).sum()),
         beyond=int(((counts > 0) & (offsets + counts > size)).sum()),
         reason=reason,
     )
+
+
+def _largest(tiff: tifffile.TiffFile) -> Any:
+    """Return the largest image of blocks in a file, or None."""
+    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and page.is_tiled]
+    return max(pages, key=lambda page: page.imagewidth * page.imagelength, default=None)
 
 
 def _vendor_reason(slide: Slide) -> str:

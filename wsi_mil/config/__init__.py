@@ -21,8 +21,9 @@ from wsi_mil.config.base import (
 )
 from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
+from wsi_mil.config.heatmap import HeatmapConfig
 from wsi_mil.config.share import share_of
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
 from wsi_mil.config.tools import (

@@ -9,7 +9,8 @@ import tomli_w
 
 from wsi_mil.config.base import Config, Json, choices_of, fields_of, kinds_of, location, require
 from wsi_mil.config.cluster import CLUSTER_KEYS, PLACE_KEYS, ClusterConfig
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
+from wsi_mil.config.heatmap import HeatmapConfig
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.tools import (
     EncodersConfig,

@@ -9,9 +9,9 @@ from typing import Any
 class LevelFacts:
     """One level: its size, how many level-0 pixels make one of it across, and its blocks.
 
-    ``block_width``, ``block_height``: 0 where the reader does not say. ``blocks`` is None where the file is
-    no TIFF; ``empty`` have no data, ``beyond`` end after the file does. ``fast_path_reason``: why the fast
-    path does not serve this level, or "".
+    ``block_width``, ``block_height``: 0 where they are not known. ``blocks`` is None where the file is no
+    TIFF of plain levels; ``empty`` have no data, ``beyond`` end after the file does. ``fast_path_reason``:
+    why the fast path does not serve this level, or "".
     """
 
     width: int

@@ -3,6 +3,7 @@
 Comes in: a path or URL. Goes out: an ``Inspection``; what is wrong with the file is in it and never raised.
 """
 
+import contextlib
 import dataclasses
 import math
 import time
@@ -47,7 +48,6 @@ def inspect_slide(
         return open_slide(path, reader, _ANY_MPP, icc, read_ahead=_READ_AHEAD)
 
     try:
-        bytes_now = fingerprint(path)
         slide = open_it()
     except SlideError as error:
         return Inspection(
@@ -57,6 +57,9 @@ def inspect_slide(
             seconds=time.perf_counter() - start,
         )
     with slide:
+        bytes_now = ""
+        with contextlib.suppress(SlideError):  # the file went away: what is read of it next says so
+            bytes_now = fingerprint(path)
         found = _describe(slide, open_it)
         problems, remarks = list(_damage(found.levels, found.probes)), list(_notes(slide, found.levels))
         resolution = None
@@ -69,8 +72,7 @@ def inspect_slide(
             problems.insert(0, _without_path(error, path))
         if icc != "none":
             problems += _icc_problem(open_it, path, icc)
-        if not any(each.reason for each in found.probes) and probes.is_dark(slide):
-            remarks.append("its background is dark: fluorescence, or an empty scan")
+        remarks += _darkness(slide) if not problems else []
     return dataclasses.replace(
         found,
         slide_id=slide_id,
@@ -88,7 +90,7 @@ def _describe(slide: Slide, open_it: Callable[[], Slide]) -> Inspection:
     levels = tuple(_level(slide, level, each) for level, each in enumerate(blocks.survey(slide)))
     probed = probes.probe(slide, open_it)
     slow = levels[0].fast_path_reason
-    if not slow and any(each.reason for each in probed):
+    if not slow and (levels[0].beyond or any(each.reason for each in probed)):
         slow = "parts of it cannot be read"
     slow = slow or probes.fast_path_reason(slide)
     return Inspection(
@@ -113,7 +115,8 @@ def _describe(slide: Slide, open_it: Callable[[], Slide]) -> Inspection:
 
 def _level(slide: Slide, level: int, surveyed: LevelBlocks) -> LevelFacts:
     width, height = slide.level_sizes[level]
-    block_width, block_height = slide.block_sizes[level]
+    stated = slide.block_sizes[level]
+    block_width, block_height = stated if all(stated) else surveyed.block
     return LevelFacts(
         width=width,
         height=height,
@@ -134,6 +137,9 @@ def _damage(levels: tuple[LevelFacts, ...], probed: tuple[Probe, ...]) -> Iterat
     if beyond:
         listed = ", ".join(f"{count} of level {level}" for level, count in beyond.items())
         yield f"the file is cut off: {listed} blocks lie beyond its end. Copy it again."
+    bare = [str(level) for level, each in enumerate(levels) if each.blocks and each.empty == each.blocks]
+    if bare:
+        yield f"there is nothing in level {', '.join(bare)}: all blocks are empty. Copy it again."
     failed = [each for each in probed if each.reason]
     if len(failed) == len(probed) and failed:
         yield f"it opens, and nothing in it can be read: {failed[0].reason}"
@@ -180,6 +186,12 @@ def _of_resolution(slide: Slide, mpp_l0: float, mpp: float | None) -> Iterator[s
                 f"the objective is said to be {slide.objective:g}x, and {mpp_l0:g} um per pixel are those of "
                 f"about {10 / mpp_l0:.3g}x: see whether the resolution is right"
             )
+
+
+def _darkness(slide: Slide) -> Iterator[str]:
+    with contextlib.suppress(SlideError):  # what cannot be read there is found where it is needed
+        if probes.is_dark(slide):
+            yield "its background is dark: fluorescence, or an empty scan"
 
 
 def _icc_problem(open_it: Callable[[Icc], Slide], path: Location, icc: Icc) -> Iterator[str]:

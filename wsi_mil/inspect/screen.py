@@ -25,8 +25,10 @@ def show(cohort: Cohort) -> None:
         console.print(line, markup=False)
     count, failing = len(cohort.slides), len(cohort.failing)
     end = f"inspect: {count - failing} of {count} slides in order, {failing} will fail"
-    twice = f", {len(cohort.used_twice)} ids used more than once" if cohort.used_twice else ""
-    console.print(end + twice, markup=False)
+    lost = len(cohort.labels.without_slide) if cohort.labels else 0
+    end += f", {len(cohort.used_twice)} ids used more than once" if cohort.used_twice else ""
+    end += f", {lost} labels without a slide" if lost else ""
+    console.print(end, markup=False)
 
 
 def _show_one(console: Console, found: Inspection) -> None:
@@ -87,31 +89,31 @@ def _levels(found: Inspection) -> Table:
 
 
 def _table(slides: tuple[Inspection, ...]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    table.add_column("slide", overflow="fold")
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True)
+    table.add_column("slide", overflow="fold", min_width=16)
     table.add_column("format", overflow="fold")
-    for name in ("width", "height", "levels", "mpp", "objective"):
+    for name in ("size", "levels", "mpp", "lens"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name in ("mpp from", "pixels", "ICC", "fast", "verdict"):
+    for name in ("mpp from", "pixels", "ICC", "fast"):
         table.add_column(name, overflow="fold")
+    table.add_column("verdict", no_wrap=True)
     for each in slides:
+        fails = Text("FAILS", "red")
         if not each.levels:
-            table.add_row(Text(each.slide_id), "", "", "", "", "", "", "", "", "", "", Text("FAILS", "red"))
+            table.add_row(Text(each.slide_id), *[""] * 9, fails)
             continue
-        fails = bool(each.problems)
         table.add_row(
             Text(each.slide_id),
             Text(each.vendor or each.reader),
-            str(each.width),
-            str(each.height),
+            f"{each.width} x {each.height}",
             str(len(each.levels)),
             f"{each.mpp:.4g}" if each.mpp else "?",
             f"{each.objective:g}x" if each.objective else "",
-            Text(each.mpp_source),
+            Text(each.mpp_source.removesuffix(".mpp-x")),
             Text(_blocks(each)),
             Text("yes" if each.icc_profile else ""),
             "yes" if each.fast_path else "no",
-            Text("FAILS", "red") if fails else Text("see below" if each.remarks else "ok"),
+            fails if each.problems else Text("remark" if each.remarks else "ok"),
         )
     return table
 

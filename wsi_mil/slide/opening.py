@@ -136,7 +136,10 @@ def _check_sizes(handle: openslide.OpenSlide) -> None:
 
 
 def _check_blocks(handle: Any) -> None:
-    """Raise ValueError where one compressed block of a tiffslide would fill the memory once decoded."""
+    """Raise ValueError where a block of a tiffslide would fill the memory, or blocks are not listed.
+
+    tiffslide shows black where a block is not listed, as if that had been scanned.
+    """
     if max(handle.dimensions) > _LARGEST_SIDE:
         raise ValueError(f"says it is {handle.dimensions[0]} x {handle.dimensions[1]} pixels; damaged")
     for page in handle.ts_tifffile.pages:
@@ -145,6 +148,12 @@ def _check_blocks(handle: Any) -> None:
             raise ValueError(
                 f"a single block of {pixels} values, more than any scanner writes: damaged, or not tiled"
             )
+        if getattr(page, "is_tiled", False):
+            planes = page.samplesperpixel if page.planarconfig == 2 else 1
+            rows, columns = -(-page.imagelength // page.tilelength), -(-page.imagewidth // page.tilewidth)
+            wanted = rows * columns * planes * page.imagedepth
+            if len(page.dataoffsets) != wanted:
+                raise ValueError(f"lists {len(page.dataoffsets)} blocks, not {wanted}: cut off, or damaged")
 
 
 def _check_remote(url: str) -> None:

@@ -10,6 +10,7 @@ from wsi_mil.store.heatmaps import QUANTITIES, Heatmap, heatmap_is_done, read_he
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
     bags_folder,
+    context_run,
     features_folder,
     features_path,
     heatmap_folder,
@@ -48,6 +49,7 @@ __all__ = [
     "atomic_folder",
     "bags_folder",
     "checksum_of",
+    "context_run",
     "disk_errors",
     "encoders_in",
     "features_folder",

@@ -27,7 +27,9 @@ def of_patches(patches: Patches) -> Attributes:
     """Return the attributes of a patches file, but for the checksums."""
     root = _root(PATCHES, patches) | {"mpp_source": patches.mpp_source, "patches_digest": patches.digest}
     root["slide_fingerprint"] = patches.slide_fingerprint
-    return {"": root, "coords": _coords(patches), "tissue_fraction": {}}
+    root["notes"] = json.dumps(patches.notes)
+    columns: Attributes = {name: {} for name in ("tissue_fraction", *patches.quality)}
+    return {"": root, "coords": _coords(patches)} | columns
 
 
 def of_features(head: FeaturesHead, left_out: int) -> Attributes:

@@ -24,7 +24,9 @@ class Patches:
 
     ``coords`` (N, 2) int64 level-0 (x, y) of top-left corners, row-major; ``tissue_fraction`` (N,) float32;
     ``record`` the settings that made them (``config.record``). N = 0 is a slide without tissue.
-    ``slide_fingerprint`` says which bytes the slide's file had; empty where it was not taken.
+    ``slide_fingerprint`` says which bytes the slide's file had; empty where it was not taken. ``quality`` has
+    further columns (N,) float32 by their name, -1 where a value is not known; ``notes`` what was found and
+    what was left out, as plain JSON values.
     """
 
     slide_id: str
@@ -36,6 +38,16 @@ class Patches:
     tissue_fraction: NDArray[np.float32]
     record: dict[str, Any]
     slide_fingerprint: str = ""
+    quality: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse columns that do not belong to the coords."""
+        for name, column in self.quality.items():
+            if column.shape != (len(self.coords),):
+                raise FormatError(
+                    f"{self.slide_id}: {name} of shape {column.shape} for {len(self.coords)} patches."
+                )
 
     @property
     def icc(self) -> Icc:

@@ -5,7 +5,6 @@ Comes in: a run folder. Goes out: the address of a page. Nothing is written.
 
 from wsi_mil.config import ViewConfig
 from wsi_mil.errors import ConfigError
-from wsi_mil.parallel import console
 from wsi_mil.view.server import Viewer
 from wsi_mil.view.slides import RunSlides
 
@@ -19,18 +18,16 @@ def run(config: ViewConfig) -> int:
     with open_viewer(config) as viewer:
         slides, port = viewer.slides, viewer.server_address[1]
         heatmaps = len(set().union(*slides.heatmaps.values()))
-        console.print(
-            f"{len(slides.ids)} slides, {heatmaps} with a heatmap. Open:\n\n  {viewer.url}\n", markup=False
-        )
-        console.print(
+        print(f"{len(slides.ids)} slides, {heatmaps} with a heatmap. Open:\n\n  {viewer.url}\n", flush=True)
+        print(
             f"From another computer: ssh -L {port}:127.0.0.1:{port} THIS-MACHINE, then the same address. "
             "Ctrl-C ends it.",
-            markup=False,
+            flush=True,
         )
         try:
             viewer.serve_forever()
         except KeyboardInterrupt:
-            console.print("ended.", markup=False)
+            print("ended.")
     return 0
 
 

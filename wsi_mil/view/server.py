@@ -21,11 +21,12 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
-from matplotlib import colormaps
 from numpy.typing import NDArray
 
+from wsi_mil.colours import colours_for
 from wsi_mil.errors import WsiMilError
 from wsi_mil.slide import Slide
+from wsi_mil.store import QUANTITIES
 from wsi_mil.view import tiles
 from wsi_mil.view.slides import RunSlides
 
@@ -42,8 +43,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
 }
 _PICTURE_PX = (32, 512)  # of a patch
-PALETTES = {"attention": "viridis", "evidence": "RdBu_r", "probability": "viridis"}
-"""Colours of a quantity, by matplotlib's names; of evidence the middle is zero."""
 
 
 class Refused(Exception):  # noqa: N818
@@ -248,8 +247,7 @@ def _pages() -> dict[str, tuple[bytes, str]]:
             found[each.name] = each.read_bytes(), kind
     steps = np.linspace(0, 1, 256)
     colours = {
-        name: np.rint(colormaps[palette](steps)[:, :3] * 255).astype(int).tolist()
-        for name, palette in PALETTES.items()
+        name: np.rint(colours_for(name)(steps)[:, :3] * 255).astype(int).tolist() for name in QUANTITIES
     }
     return found | {"palettes.json": _json(colours)}
 

@@ -154,45 +154,40 @@ export class Heat {
   }
 }
 
-// Returns {shades (0..1 each), low, high: the raw values (or percentiles) at 0 and 1}. The ends are those of the
-// first n values; others may lie beyond. Equal values are 0.5 all: none stands out. Of signed quantities 0.5 is
-// zero, in every way.
+// Returns {shades (0..1 each), low, high: the raw values (or percentiles) at 0 and 1, unit}. The ends are those of
+// the first n values; others may lie beyond. Equal values are 0.5 all: none stands out. Of signed quantities 0.5 is
+// zero, in every way. The same formulas as those of the overlay (wsi_mil/heatmap/scores.py).
 export function scale(values, n, how, quantity) {
-  const bag = values.subarray(0, n);
-  let [low, high] = [Infinity, -Infinity];
-  for (const value of bag) {
-    low = Math.min(low, value);
-    high = Math.max(high, value);
-  }
-  const signed = SIGNED.has(quantity);
+  const bag = values.subarray(0, n), signed = SIGNED.has(quantity);
   if (how === "percentile") return percentiles(values, bag, signed);
-  if (signed) [low, high] = [-Math.max(Math.abs(low), Math.abs(high)), Math.max(Math.abs(low), Math.abs(high))];
-  else if (how === "none") [low, high] = quantity === "probability" ? [0, 1] : [Math.min(0, low), high];
-  const shades = values.map((value) => (high > low ? (value - low) / (high - low) : 0.5));
-  return { shades, low, high, unit: "" };
+  let [low, high] = [Infinity, -Infinity];
+  for (const value of bag) [low, high] = [Math.min(low, value), Math.max(high, value)];
+  if (signed) {
+    high = Math.max(Math.abs(low), Math.abs(high)) || 1;
+    low = -high;
+  } else if (how === "none") {
+    low = Math.min(0, low);
+    if ((high > 0.5 && high <= 1) || high <= low) high = 1;
+  }
+  return { shades: values.map((value) => (high > low ? (value - low) / (high - low) : 0.5)), low, high, unit: "" };
 }
 
+// The share of the bag's other values that are lower, ties counted half; of signed ones the rank of the magnitude.
 function percentiles(values, bag, signed) {
-  const order = bag.slice().sort();
-  const place = (value, strict) => {    // how many are below (strict), or not above
-    let [low, high] = [0, order.length];
+  const n = bag.length, order = (signed ? bag.map(Math.abs) : bag.slice()).sort();
+  const before = (value, ties) => {    // how many are below, or (ties) not above
+    let [low, high] = [0, n];
     while (low < high) {
       const middle = (low + high) >> 1;
-      if (order[middle] < value || (!strict && order[middle] === value)) low = middle + 1;
+      if (order[middle] < value || (ties && order[middle] === value)) low = middle + 1;
       else high = middle;
     }
     return low;
   };
-  const n = order.length;
-  const share = (value) => {
-    const [below, upTo] = [place(value, true), place(value, false)];
-    return n > 1 ? Math.max(0, Math.min(1, (below + Math.max(0, upTo - below - 1) / 2) / (n - 1))) : 0.5;
-  };
-  if (!signed) return { shades: values.map(share), low: 0, high: 100, unit: "th percentile" };
-  const [zero] = [place(0, true)], positive = n - place(0, false);
-  const half = (value) => {
-    if (value > 0) return 0.5 + (0.5 * (place(value, false) - (n - positive))) / Math.max(1, positive);
-    return value < 0 ? 0.5 - (0.5 * (zero - place(value, true))) / Math.max(1, zero) : 0.5;
-  };
-  return { shades: values.map(half), low: -100, high: 100, unit: "th percentile of its sign" };
+  const rank = (value) => (before(value, false) + before(value, true) + 1) / 2;    // from 1, the mean of equal ones
+  const limit = (value) => Math.min(1, Math.max(0, value));
+  const share = (value) => (n > 1 ? limit((rank(value) - 1) / (n - 1)) : 0.5);
+  const signedShare = (value) => 0.5 + 0.5 * Math.sign(value) * limit((rank(Math.abs(value)) - 0.5) / n);
+  if (signed) return { shades: values.map(signedShare), low: -100, high: 100, unit: "th percentile of magnitude" };
+  return { shades: values.map(share), low: 0, high: 100, unit: "th percentile" };
 }
