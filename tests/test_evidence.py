@@ -167,3 +167,18 @@ def test_torchmils_models_say_what_they_lack():
     found = models.explain(models.build(head).eval(), bag())
     assert set(found.values) == {"attention"}
     assert set(found.missing) == {"evidence", "probability"}
+
+
+@pytest.mark.parametrize(
+    ("name", "task"), [*((n, "two classes") for n in (*EMBEDDING, *INSTANCE)), ("attention", "grades")]
+)
+def test_parts_of_a_bag_are_predicted_as_bags(name, task):
+    model, x = model_of(name, task), bag(20)
+    rng = np.random.default_rng(0)
+    orders = np.stack([rng.permutation(20) for _ in range(3)])
+    counts = np.array([1, 4, 20])
+    found = models.of_parts(model, x, orders, counts)
+    for r, order in enumerate(orders):
+        for s, count in enumerate(counts):
+            expected = model.task.predict(model.bag(x[order[:count]]).logits_BC)[0]
+            assert found[r, s] == pytest.approx(expected, abs=1e-5)

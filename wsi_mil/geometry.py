@@ -40,17 +40,26 @@ class PatchGeometry:
 
     @classmethod
     def plan(
-        cls, *, width_l0: int, height_l0: int, mpp_l0: float, mpp: float, patch_px: int, overlap_px: int = 0
+        cls,
+        *,
+        width_l0: int,
+        height_l0: int,
+        mpp_l0: float,
+        mpp: float,
+        patch_px: int,
+        overlap_px: int = 0,
+        allow_upsampling: bool = False,
     ) -> "PatchGeometry":
         """Return the geometry of patches of ``patch_px`` pixels at ``mpp`` on a slide.
 
         Raises:
-            SlideError: ``mpp`` is finer than the slide's own by more than ``FINER_TOLERANCE``.
+            SlideError: ``mpp`` is finer than the slide's own by more than ``FINER_TOLERANCE``, without
+                ``allow_upsampling``.
         """
-        if mpp < mpp_l0 * (1 - FINER_TOLERANCE):
+        if is_enlarged(mpp, mpp_l0) and not allow_upsampling:
             raise SlideError(
                 f"--mpp {mpp:g} is finer than the slide's own {mpp_l0:g} um per pixel; "
-                f"enlarging adds no detail. Use --mpp {mpp_l0:g} or coarser."
+                f"enlarging adds no detail. Use --mpp {mpp_l0:g} or coarser, or --allow-upsampling."
             )
         scale = mpp / mpp_l0
         return cls(
@@ -73,6 +82,11 @@ class PatchGeometry:
             return int(room // self.stride_l0) + 1 if room >= 0 else 0
 
         return count(self.height_l0), count(self.width_l0)
+
+
+def is_enlarged(mpp: float, mpp_l0: float) -> bool:
+    """Tell whether patches at ``mpp`` show more pixels than a slide of ``mpp_l0`` has."""
+    return mpp < mpp_l0 * (1 - FINER_TOLERANCE)
 
 
 def grid_l0(geometry: PatchGeometry) -> NDArray[np.int64]:

@@ -4,8 +4,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Location, check_choices, check_mpp, location, neutral, require
+from wsi_mil.config.base import (
+    MPP_MAX,
+    MPP_MIN,
+    Icc,
+    Location,
+    check_choices,
+    check_mpp,
+    location,
+    neutral,
+    require,
+)
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.share import check_share
+
+_MPP = 0.5  # one object: who gives --mpp 0.5 gives another, and so it is known whether somebody did
 
 TISSUE_KINDS = ("auto", "otsu", "hed", "fluorescence")
 """Ways to find tissue that need nothing but the slide."""
@@ -22,7 +35,7 @@ class TileConfig(ClusterConfig):
     """Run folder; patches go to RUN/patches."""
     pattern: str = neutral("")
     """Only files that match this glob, e.g. '*.svs' (a folder is searched)."""
-    mpp: float = 0.5
+    mpp: float = _MPP
     """Microns per pixel of the patches (0.5 is '20x', 0.25 is '40x'); reached exactly, by resampling."""
     context_mpp: tuple[float, ...] = field(default=(), metadata={"further": "mpp"})
     """Further resolutions, also as --mpp given again: patches of the same pixels around the same centres,
@@ -51,6 +64,14 @@ class TileConfig(ClusterConfig):
     """Level-0 microns per pixel for every slide, whatever the files say (the manifest's mpp column wins)."""
     reader: Literal["auto", "openslide", "tiffslide"] = "auto"
     """Library that reads the slides; auto is OpenSlide, and tiffslide for what OpenSlide cannot open."""
+    magnification: float | None = neutral(None)
+    """Instead of --mpp: 20 is --mpp 0.5, that is 10 / mpp, whatever a scanner calls 20x. Only the mpp is
+    stored."""
+    icc: Icc = "none"
+    """srgb: bring colours to sRGB through each slide's own ICC profile, here and in the stages that follow; a
+    slide without one fails."""
+    allow_upsampling: bool = False
+    """Enlarge slides that are coarser than --mpp, which adds no detail, instead of failing them."""
     tissue: str = "auto"
     """How tissue is found. otsu: coloured stains such as H&E. hed: faint ones, as the counterstain of IHC.
     fluorescence: light on black. auto: one of these, by what the slide shows. geojson:DIR: as drawn in
@@ -70,6 +91,9 @@ class TileConfig(ClusterConfig):
     webdataset reads it. Nothing here needs them."""
     workers: int = neutral(0)
     """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Make outputs again that other settings made, instead of stopping."""
 
@@ -77,6 +101,7 @@ class TileConfig(ClusterConfig):
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
         object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
+        self._take_magnification()
         object.__setattr__(self, "context_mpp", tuple(self.context_mpp))  # a list in Python is fine
         object.__setattr__(self, "tissue_classes", tuple(self.tissue_classes))
         check_choices(self)
@@ -96,6 +121,7 @@ class TileConfig(ClusterConfig):
             "a resolution stands there twice.",
         )
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        check_share(self.share)
         self._check_quality()
         self._check_tissue()
 
@@ -134,3 +160,19 @@ class TileConfig(ClusterConfig):
         require(self.min_area_um2 >= 0, f"--min-area-um2 {self.min_area_um2}: must not be negative.")
         require(self.max_hole_um2 >= 0, f"--max-hole-um2 {self.max_hole_um2}: must not be negative.")
         require(0 <= self.closing_um <= 500, f"--closing-um {self.closing_um}: must be 0 to 500 microns.")
+
+    def _take_magnification(self) -> None:
+        """Make the magnification microns per pixel, once, and forget it."""
+        given = self.magnification
+        if given is None:
+            return
+        require(
+            self.mpp is _MPP,
+            f"--mpp {self.mpp:g} and --magnification {given:g}: either says the resolution; give one.",
+        )
+        require(
+            10 / MPP_MAX <= given <= 10 / MPP_MIN,
+            f"--magnification {given:g}: must lie between {10 / MPP_MAX:g} and {10 / MPP_MIN:g}.",
+        )
+        object.__setattr__(self, "mpp", 10 / given)
+        object.__setattr__(self, "magnification", None)

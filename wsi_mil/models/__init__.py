@@ -16,7 +16,7 @@ from wsi_mil.models.committee import (
     safe_std,
     tensors,
 )
-from wsi_mil.models.evidence import Explanation, against_others, as_array, explain, missing
+from wsi_mil.models.evidence import Explanation, against_others, as_array, explain, missing, of_parts
 from wsi_mil.models.network import Front, Network
 from wsi_mil.models.pooling import AttentionPool, MaxPool, MeanPool, ScorePool
 from wsi_mil.models.tasks import TASKS, Task, make_task, task_of
@@ -42,6 +42,7 @@ __all__ = [
     "make_task",
     "missing",
     "network",
+    "of_parts",
     "restore",
     "safe_std",
     "task_of",

@@ -93,12 +93,7 @@ def explain(
             raise ValueError("patches outside of the bag have no attention in torchmil's models")
         whole = model.bag(x_ND, chunk)
         return Explanation(whole.logits_BC[0], {"attention": whole.attention_BCN[0]}, reasons)
-    collectors = [_collector(member, len(x_ND), more_MD) for member in model.members]
-    for turn in range(collectors[0].turns):
-        for x_TD in _chunks(model, x_ND, more_MD, chunk):
-            for each in collectors:
-                each.take(x_TD, turn)
-    members = [each.finish() for each in collectors]
+    members = [each.finish() for each in _collect(model, x_ND, more_MD, chunk)]
     bag_C = model.task.mean(torch.stack([each.logit_C for each in members])[:, None])[0]
     attention_NA = torch.stack([each.attention_NA for each in members]).mean(dim=0)
     values = {"attention": attention_NA.T.expand(len(bag_C), -1)}
@@ -112,6 +107,39 @@ def explain(
         p_KNC = patch_KNC.softmax(dim=2) if model.task.activation == "softmax" else patch_KNC.sigmoid()
         values["probability"] = p_KNC.mean(dim=0).T
     return Explanation(bag_C, values, reasons, bias_C, logit_C)
+
+
+@torch.inference_mode()
+def of_parts(
+    model: MilModel, x_ND: Tensor | NDArray[Any], orders_RN: NDArray[np.int64], counts_S: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the predictions (R, S, P) for the first ``counts_S`` patches of a bag in each of R orders.
+
+    Of attention and mean the sums over the first patches are kept as they grow, so that all counts of an
+    order cost as much as one bag; any other model predicts each part of the bag anew.
+    """
+    network = model.members[0]
+    if isinstance(network, EmbeddingNetwork) and not isinstance(network.pool, MaxPool):
+        logits_KRSC = torch.stack(
+            [cast(_Attention, each).grown(orders_RN, counts_S) for each in _collect(model, x_ND, None, CHUNK)]
+        )
+        bags = model.task.mean(logits_KRSC.flatten(1, 2))
+    else:
+        x_TD = torch.as_tensor(x_ND)
+        bags = torch.cat([model.bag(x_TD[order[:n]]).logits_BC for order in orders_RN for n in counts_S])
+    return model.task.predict(bags).reshape(len(orders_RN), len(counts_S), -1)
+
+
+def _collect(
+    model: MilModel, x_ND: Tensor | NDArray[Any], more_MD: NDArray[Any] | None, chunk: int
+) -> "list[_Attention] | list[_Maximum] | list[_Instances]":
+    collectors: Any = [_collector(member, len(x_ND), more_MD) for member in model.members]
+    for turn in range(collectors[0].turns):
+        for x_TD in _chunks(model, x_ND, more_MD, chunk):
+            for each in collectors:
+                each.take(x_TD, turn)
+    found: list[_Attention] | list[_Maximum] | list[_Instances] = collectors
+    return found
 
 
 def against_others(task: Task, logits: Tensor) -> Tensor:
@@ -164,6 +192,18 @@ class _Attention:
         attention_NA = (score_NA - total_A).exp()
         evidence_NO = attention_NA * part_NO
         return _embedding(self.network, self.count, attention_NA.float(), evidence_NO, part_NO)
+
+    def grown(self, orders_RN: NDArray[np.int64], counts_S: NDArray[np.int64]) -> Tensor:
+        """Return the logits (R, S, C) of bags of the first ``counts_S`` patches in each order."""
+        weight_NA = torch.cat(self.scores).double()
+        # Of this bag's highest score: a part whose scores all lie 700 below it would be lost.
+        weight_NA = (weight_NA - weight_NA.amax(dim=0)).clamp(min=-690).exp()
+        sums_NO = weight_NA * torch.cat(self.parts)
+        at_S = torch.as_tensor(counts_S - 1)
+        rows = [
+            sums_NO[order].cumsum(dim=0)[at_S] / weight_NA[order].cumsum(dim=0)[at_S] for order in orders_RN
+        ]
+        return self.network.shifted((torch.stack(rows) + self.network.classify.bias).float())
 
 
 class _Maximum:

@@ -10,6 +10,7 @@ results back, and to show all that.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import pickle
@@ -128,7 +129,7 @@ class _Work:
         assert place.cluster is not None
         self._client, self._function, self._tasks, self._title = client, function, tasks, title
         self._place, self._watch, self._beacon = place, watch, beacon
-        self._prepare = absolute(place.prepare)
+        self._prepare = pickle.dumps(absolute(place.prepare)) if place.prepare else None
         self._wait_s = place.cluster.worker_wait
         self._address: str = client.scheduler_info()["address"]
         self._board = Board(tasks)
@@ -200,10 +201,11 @@ class _Work:
     def _hand_out(self) -> None:
         while (given := self._board.next()) is not None:
             slide_id, seat = given
-            task = absolute(self._tasks[slide_id])
+            # Packed, for the worker to unpack: the scheduler looks into tasks, and would import torch.
+            packed = pickle.dumps((self._function, absolute(self._tasks[slide_id])))
             self._futures[slide_id] = self._submit(
                 seat.address, f"{self._title}-{slide_id}",
-                _work_on, slide_id, self._function, task, self._place.alone, self._topic,
+                _work_on, slide_id, packed, self._place.alone, self._topic,
             )  # fmt: skip
             self._watch.begin(slide_id, seat.address)
 
@@ -232,6 +234,9 @@ class _Work:
         self._finished.pop(key, None)
         self._watch.end(slide_id)
         self._board.ended(slide_id)
+        if outcome.status == "skipped" and self._board.was_lost(slide_id):
+            # Its worker died when it had done it and before it could tell.
+            outcome = dataclasses.replace(outcome, status="done", reason="")
         yield outcome
 
     def _glance(self) -> Iterator[Outcome]:
@@ -245,7 +250,7 @@ class _Work:
                     continue
             error = future.exception() if future.status == "error" else None
             if error is not None and not isinstance(error, KilledWorker):
-                reason = f"{type(error).__name__}: {error}"
+                reason = f"{type(error).__name__}: {error} ({error.__cause__})"
                 yield from self._told(future.key, Outcome(slide_id=slide_id, status="failed", reason=reason))
                 continue
             self._futures.pop(slide_id).release()
@@ -325,7 +330,7 @@ class _Work:
         yield from ()
 
 
-def _about(beacon: Path | None, prepare: Callable[[], None] | None) -> dict[str, Any]:
+def _about(beacon: Path | None, prepare: bytes | None) -> dict[str, Any]:
     """In a worker: get ready; say who it is, and whether it sees a file that the client has just written."""
     deadline = time.monotonic() + _SEE_S
     while beacon is not None and not beacon.exists() and time.monotonic() < deadline:
@@ -334,16 +339,21 @@ def _about(beacon: Path | None, prepare: Callable[[], None] | None) -> dict[str,
     if about["sees"] and prepare is not None:
         limit_cores(distributed.get_worker().state.nthreads)
         with _alone, contained("", 0.0) as result:
-            prepare()
+            pickle.loads(prepare)()
         about["reason"] = result.failure.reason if result.failure else ""
     return about
 
 
-def _work_on(slide_id: str, function: Work[Task], task: Task, alone: bool, topic: str) -> None:
+def _work_on(slide_id: str, packed: bytes, alone: bool, topic: str) -> None:
     """In a worker: do one slide, and tell what became of it."""
     worker = distributed.get_worker()
     limit_cores(worker.state.nthreads if alone else 1)
     with _alone if alone else nullcontext():
-        outcome = attempt(slide_id, function, task)
+        outcome = attempt(slide_id, _unpacked, packed)
     # Not the task's result: that would be asked for and fetched, at twice the cost.
     worker.log_event(topic, pickle.dumps((worker.get_current_task(), outcome)))
+
+
+def _unpacked(packed: bytes) -> Any:
+    function, task = pickle.loads(packed)
+    return function(task)

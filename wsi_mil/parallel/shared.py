@@ -57,7 +57,8 @@ def absolute(task: Any) -> Any:
     if isinstance(task, functools.partial):
         return functools.partial(task.func, *(absolute(each) for each in task.args))
     if isinstance(task, tuple) and type(task) is tuple:
-        return tuple(absolute(each) for each in task)
+        each = tuple(absolute(each) for each in task)
+        return task if all(new is old for new, old in zip(each, task, strict=True)) else each
     if dataclasses.is_dataclass(task) and not isinstance(task, type):
         changed = {
             each.name: new

@@ -38,6 +38,7 @@ def of_features(head: FeaturesHead, left_out: int) -> Attributes:
         "encoder": head.encoder,
         "weights_digest": head.weights_digest,
         "patches_digest": head.patches_digest,
+        "mpp_source": head.mpp_source,
         "notes": json.dumps(head.notes),
         "left_out": left_out,
     }
@@ -59,6 +60,7 @@ def to_head(root: Mapping[str, Any], dim: int) -> FeaturesHead:
         dim=dim,
         record=json.loads(str(root["config"])),
         notes=json.loads(str(root["notes"])),
+        mpp_source=str(root.get("mpp_source", "")),
     )
 
 
@@ -94,6 +96,7 @@ def to_features(
         patches_digest=head.patches_digest,
         record=head.record,
         notes=head.notes,
+        mpp_source=head.mpp_source,
         left_out=tuple(json.loads(each) for each in left_out),
     )
 

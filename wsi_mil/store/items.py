@@ -5,6 +5,7 @@ knows a file.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil.config import Location
+from wsi_mil.config import Icc, Location
 from wsi_mil.errors import FormatError
 from wsi_mil.geometry import PatchGeometry
 
@@ -49,6 +50,11 @@ class Patches:
                 )
 
     @property
+    def icc(self) -> Icc:
+        """What is done with the colours of the slide when these patches are read; see ``Slide.icc``."""
+        return _icc(self.record)
+
+    @property
     def digest(self) -> str:
         """Digest of the settings and the coords: other patches have another digest."""
         coords = hashlib.sha256(np.ascontiguousarray(self.coords, dtype="<i8").tobytes()).hexdigest()
@@ -60,7 +66,8 @@ class FeaturesHead:
     """All that is known of a slide's features before the first patch is embedded.
 
     ``dim`` is D, the length of a feature vector; ``patches_digest`` that of the patches they are made from;
-    ``record`` the settings and inputs that make them.
+    ``record`` the settings and inputs that make them. ``mpp_source``: as in ``Patches``; "" in files that
+    were written before it was kept.
     """
 
     slide_id: str
@@ -73,21 +80,27 @@ class FeaturesHead:
     dim: int
     record: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    mpp_source: str = ""
+
+    @property
+    def icc(self) -> Icc:
+        """What was done with the colours of the slide; see ``Slide.icc``."""
+        return _icc(self.record.get("tile", {}))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size.
 
-        And the stain normalisation, where there was one.
+        And the stain normalisation and the conversion of colours, where there was one.
         """
-        stain = self.record.get("stain", "none")
+        colours = {"stain": self.record.get("stain", "none"), "icc": self.icc}
         return {
             "encoder": self.encoder,
             "weights_digest": self.weights_digest,
             "dim": self.dim,
             "mpp": self.geometry.mpp,
             "patch_px": self.geometry.patch_px,
-        } | ({} if stain == "none" else {"stain": stain})
+        } | {name: value for name, value in colours.items() if value != "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,6 +138,7 @@ class Features:
     record: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[dict[str, Any], ...] = ()
+    mpp_source: str = ""
 
     def __post_init__(self) -> None:
         """Refuse features that do not belong to the coords, or are not numbers."""
@@ -148,12 +162,17 @@ class Features:
             dim=int(self.features.shape[1]),
             record=self.record,
             notes=self.notes,
+            mpp_source=self.mpp_source,
         )
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a model must find unchanged in every bag; see ``FeaturesHead.identity``."""
         return self.head.identity
+
+
+def _icc(record: Mapping[str, Any]) -> Icc:
+    return "srgb" if record.get("icc") == "srgb" else "none"
 
 
 def check_finite(

@@ -126,6 +126,7 @@ def plan_of(slide: Slide, config: TileConfig, mpp: float) -> PatchGeometry:
         mpp=mpp,
         patch_px=config.patch_px,
         overlap_px=config.overlap_px,
+        allow_upsampling=config.allow_upsampling,
     )
 
 

@@ -14,6 +14,7 @@ from wsi_mil import config as configs
 from wsi_mil import manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import ConfigError, SlideError
+from wsi_mil.geometry import is_enlarged
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.parallel import StageResult, console
 from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series, fingerprint, open_slide
@@ -37,7 +38,8 @@ def run(config: TileConfig) -> StageResult:
         StaleOutputError: RUN/patches holds outputs of other settings, and ``overwrite`` is off.
     """
     _check_places(config)
-    entries = _entries(config)
+    all_entries = _entries(config)
+    entries = configs.share_of(all_entries, config.share)
     folder = config.run / "patches"
     runs = {config.run: config} | {
         store.context_run(config.run, mpp): dataclasses.replace(config, mpp=mpp, context_mpp=())
@@ -48,6 +50,7 @@ def run(config: TileConfig) -> StageResult:
             store.sweep(each / "patches")
         records = [stack.enter_context(store.stage_record(each, "tile", runs[each])) for each in runs]
         _refuse_stale(entries, config)
+        _name_others(all_entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
         try:
             place = parallel.Place(workers=config.workers, cluster=config, shared=config.run)
@@ -55,22 +58,18 @@ def run(config: TileConfig) -> StageResult:
         finally:
             for each in runs:
                 store.sweep(each / "patches")
+        slide_ids = [entry.slide_id for entry in all_entries]
         for each, record in zip(runs, records, strict=True):
-            record["slides"] = len(outcomes)
-            record["patches"] = sum(int(outcome.facts.get("patches", 0)) for outcome in outcomes)
-            store.write_csv(each / "tile" / "slides.csv", _COLUMNS, (outcome.row() for outcome in outcomes))
+            table = each / "tile" / "slides.csv"
+            rows = store.write_rows(table, _COLUMNS, (outcome.row() for outcome in outcomes), slide_ids)
+            record["slides"] = len(rows)
+            record["patches"] = sum(int(str(row.get("patches") or 0)) for row in rows)
         write_sheet(folder, outcomes)
     return StageResult(stage="tile", output=folder, outcomes=outcomes)
 
 
 def _entries(config: TileConfig) -> list[SlideEntry]:
-    if isinstance(config.slides, str):
-        return manifest.find_remote_slides(config.slides, pattern=config.pattern, suffixes=SUFFIXES)
-    if config.slides.suffix.lower() == ".csv":
-        if not config.slides.is_file():
-            raise ConfigError(f"--slides {config.slides}: no such manifest.")
-        return manifest.read_manifest(config.slides)
-    found = manifest.find_slides(
+    found = manifest.list_slides(
         config.slides, pattern=config.pattern, suffixes=SUFFIXES, detect=detect, dicom_series=dicom_series
     )
     if found.others:
@@ -117,13 +116,17 @@ def _check_places(config: TileConfig) -> None:
 
 
 def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
-    """Raise before any work when an output of other settings is in the way, and name what else is there."""
+    """Raise before any work when an output of other settings is in the way."""
     for entry in entries:
         path = store.patches_path(config.run, entry.slide_id)
         if path.exists():
             with contextlib.suppress(SlideError):  # a slide that is gone fails by itself
                 record = _record(_for_slide(entry, config), entry, fingerprint(entry.path))
                 store.is_done(path, record, "patches", config.overwrite)
+
+
+def _name_others(entries: list[SlideEntry], config: TileConfig) -> None:
+    """Say which slides the run holds besides."""
     known = {entry.slide_id for entry in entries}
     others = [p.stem for p in sorted((config.run / "patches").glob("*.h5")) if p.stem not in known]
     if others:
@@ -151,8 +154,10 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     if done and not wanted and all(each.exists() for each in context):
         return None
     cv2.setNumThreads(1)  # slides are what runs side by side
-    with open_slide(entry.path, config.reader, config.slide_mpp) as slide:
-        note = slide.note
+    with open_slide(entry.path, config.reader, config.slide_mpp, config.icc) as slide:
+        enlarged = is_enlarged(config.mpp, slide.mpp_l0)
+        note = f"enlarged from {slide.mpp_l0:g} um per pixel, which adds no detail" if enlarged else ""
+        note = "; ".join(filter(None, [slide.note, note]))
         if done and not context:
             patches = store.read_patches(path)
         else:
