@@ -124,7 +124,9 @@ def heatmap(attention):
         slide_id="a",
         geometry=geometry,
         coords=coords,
-        attention=np.array(attention, np.float32),
+        values={"attention": np.array([attention], np.float32)},
+        outputs=("positive",),
+        shown={"quantity": "attention", "output": "positive"},
         facts={},
         record={},
     )

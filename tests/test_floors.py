@@ -8,10 +8,11 @@ import wsi_mil
 ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"config", "geometry", "metrics"},
+    {"config", "geometry", "metrics", "colours"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
-    {"tile", "embed", "train", "heatmap", "predict", "verify", "exchange", "catalog"},
+    {"tile", "embed", "train", "predict", "verify", "exchange", "catalog", "inspect"},
+    {"heatmap"},  # embeds patches between those of the grid, where asked
     {"report", "view"},
     {"pipeline"},
     {"cli"},
@@ -19,12 +20,12 @@ FLOORS = [
 ]
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 HOMES = {
-    "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks"}, "imagecodecs": {"blocks"},
-    "simplejpeg": {"blocks"},
+    "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks", "heatmap"},
+    "imagecodecs": {"blocks"}, "simplejpeg": {"blocks"},
     "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"},
     "distributed": {"parallel"}, "tyro": {"cli"},
-    "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
-    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},
+    "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report", "tile"},
+    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders", "tissue"}, "torchmil": {"models"},
     "tomli_w": {"config"}, "tomllib": {"config"}, "tensorboard": {"train"},
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import re
 import shutil
 
 import numpy as np
@@ -12,7 +13,7 @@ from wsi_mil import heatmap, models, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError, FormatError
 from wsi_mil.geometry import PatchGeometry, grid_l0
-from wsi_mil.heatmap import render
+from wsi_mil.heatmap import export, render
 
 DIM, CLASSES = 6, ["normal", "tumor"]
 
@@ -129,20 +130,19 @@ def test_raw_values_lie_on_the_grid_and_nowhere_else(run):
     draw(run, slides=("a",))
     folder = store.heatmap_folder(run, "m", "a")
     assert {p.name for p in folder.iterdir()} == {
-        "heatmap.zarr",
-        "overlay.jpg",
-        "heatmap.geojson",
-        "top_patches.jpg",
-    }
+        "heatmap.zarr", "heatmap.ome.tiff", "heatmap.geojson", "patches.csv",
+        "overlay.jpg", "top_patches.jpg", "bottom_patches.jpg",
+    }  # fmt: skip
     group = zarr.open_group(folder / "heatmap.zarr", mode="r")
-    grid = np.asarray(group["grid"])
+    grid = np.asarray(group["grid/attention"])[1]
     assert grid.shape == (6, 8)
-    assert grid.ravel()[:12] == pytest.approx(np.asarray(group["attention"]))
+    assert grid.ravel()[:12] == pytest.approx(np.asarray(group["values/attention"])[1])
     assert np.isnan(grid.ravel()[12:]).all()
     shapes = json.loads((folder / "heatmap.geojson").read_text())["features"]
+    shapes = [each for each in shapes if each["properties"]["objectType"] == "cell"]
     assert shapes[9]["geometry"]["coordinates"][0][:3] == [[256, 256], [512, 256], [512, 512]]
     measured = [shape["properties"]["measurements"]["attention"] for shape in shapes]
-    assert measured == pytest.approx(np.asarray(group["attention"]).tolist())
+    assert measured == pytest.approx(np.asarray(group["values/attention"])[1].tolist())
 
 
 @pytest.mark.parametrize("mpp_l0", [0.5, 0.2527, 0.1238])
@@ -189,9 +189,9 @@ def test_only_patches_are_coloured():
 def test_the_overlay_shows_the_slide_pixel_for_pixel():
     picture = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
     picture = np.array(Image.fromarray(picture).resize((20, 12)).resize((500, 300)))
-    jpeg = render.overlay_jpeg(picture, 4.0, "a $title$", "attention", 0.5)
+    jpeg = render.overlay(picture, 4.0, "a $title$", render.Legend("attention"), 0.5)
     figure = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
-    top = figure.shape[0] - 24 - 300
+    top = figure.shape[0] - 24 - 300  # the picture is as high as its room
     shown = figure[top : top + 300, 24:524]
     assert np.abs(shown[:250, 150:] - picture[:250, 150:]).mean() < 4, "apart from JPEG and the scale bar"
 
@@ -245,7 +245,7 @@ def test_a_slide_with_an_odd_name(run, make_slide):
 def test_a_long_title_is_wrapped_and_not_cut():
     picture = np.zeros((100, 100, 3), np.uint8)
     short, long = (
-        np.asarray(Image.open(io.BytesIO(render.overlay_jpeg(picture, 4.0, title, "attention", 0.5))))
+        np.asarray(Image.open(io.BytesIO(render.overlay(picture, 4.0, title, render.Legend("x"), 0.5))))
         for title in ("TCGA-AA", "TCGA-AA-3510-01Z-00-DX1 " * 6)
     )
     assert long.shape[0] > short.shape[0]
@@ -257,7 +257,7 @@ def test_what_a_killed_process_leaves_is_no_heatmap(run, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(render, "to_geojson", killed)
+        patched.setattr(export, "write_geojson", killed)
         with pytest.raises(KeyboardInterrupt):
             draw(run, slides=("a",))
     output = store.heatmap_folder(run, "m", "a")
@@ -294,7 +294,7 @@ def test_patches_that_are_not_on_one_grid_are_drawn_where_they_lie(run, wsi):
     folder = next((run / "heatmaps").glob("*/a"))
     group = zarr.open_group(folder / "heatmap.zarr", mode="r")
     assert group.attrs["grid"] == "area-weighted means of the patches in a cell"
-    grid, attention = np.asarray(group["grid"]), np.asarray(group["attention"])
+    grid, attention = np.asarray(group["grid/attention"])[1], np.asarray(group["values/attention"])[1]
     assert grid.shape == (6, 8)
     first, second, third = attention.tolist()
     assert grid[0, 0] == pytest.approx(first)
@@ -304,6 +304,7 @@ def test_patches_that_are_not_on_one_grid_are_drawn_where_they_lie(run, wsi):
     boxes = [
         each["geometry"]["coordinates"][0][0]
         for each in json.loads((folder / "heatmap.geojson").read_text())["features"]
+        if each["properties"]["objectType"] == "cell"
     ]
     assert boxes == coords.tolist()
 
@@ -315,10 +316,67 @@ def test_patches_may_reach_over_the_edges(run, wsi):
     item = features_of("", "a", n=3, coords=coords, geometry=geometry)
     assert geometry.grid_shape_rc == (6, 8)
     heatmap_ = store.Heatmap(
-        slide_id="a", geometry=geometry, coords=item.coords, attention=np.array([1, 2, 3], np.float32),
-        facts={}, record={},
+        slide_id="a", geometry=geometry, coords=item.coords, facts={}, record={},
+        values={"attention": np.array([[1, 2, 3]], np.float32)}, outputs=("x",),
+        shown={"quantity": "attention", "output": "x"},
     )  # fmt: skip
     grid = heatmap_.grid()
     assert grid.shape == (7, 9)
     assert (grid[0, 0], grid[6, 7], grid[0, 8]) == (1, 2, 3)
     assert np.isnan(grid).sum() == 60
+
+
+def test_a_heatmap_comes_back_as_it_was_written(tmp_path):
+    """Every value of every quantity and output, also of patches between those of the grid."""
+    geometry, rng = plan(), np.random.default_rng(0)
+    coords = grid_l0(geometry)[[0, 3, 9, 40]]
+    written = store.Heatmap(
+        slide_id="a", geometry=geometry, coords=coords, outputs=("normal", "tumor", "other"),
+        values={name: rng.normal(size=(3, 4)).astype(np.float32) for name in store.QUANTITIES},
+        shown={"quantity": "evidence", "output": "tumor"}, facts={"model": "m"}, record={"seed": 1},
+        dense_coords=coords[:2] + 128,
+        dense_values={name: np.ones((3, 2), np.float32) for name in store.QUANTITIES},
+    )  # fmt: skip
+    path = tmp_path / "heatmap.zarr"
+    store.write_heatmap(path, written)
+    read = store.read_heatmap(path)
+    for field in ("slide_id", "geometry", "outputs", "shown", "facts", "record"):
+        assert getattr(read, field) == getattr(written, field)
+    assert (read.coords == coords).all()
+    assert (read.dense_coords == coords[:2] + 128).all()
+    for name, values in written.values.items():
+        assert (read.values[name] == values).all()
+        assert (read.dense_values[name] == written.dense_values[name]).all()
+    assert (read.drawn == written.values["evidence"][1]).all()
+    assert (read.attention == written.values["attention"][1]).all()
+    grid = np.asarray(zarr.open_group(path, mode="r")["grid/probability"])
+    assert grid.shape == (3, 6, 8)
+    assert (grid[2].ravel()[[0, 3, 9, 40]] == written.values["probability"][2]).all()
+    assert np.isnan(grid).sum() == 3 * (48 - 4)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format_version": 1}, "made by an earlier version.*Draw it again"),
+        ({"format_version": 3}, "made by a newer version"),
+        ({"format": "another"}, "says it is 'another'"),
+    ],
+)
+def test_a_heatmap_of_another_version_is_refused(run, change, words):
+    draw(run, slides=("a",))
+    path = store.heatmap_folder(run, "m", "a") / "heatmap.zarr"
+    zarr.open_group(path, mode="a").attrs.update(change)
+    with pytest.raises(FormatError, match=words):
+        store.read_heatmap(path)
+    assert re.search(words, draw(run, slides=("a",)).failed[0].reason)
+    assert not draw(run, slides=("a",), overwrite=True).failed
+    assert store.read_heatmap(path).outputs == tuple(CLASSES)
+
+
+def test_damaged_values_are_noticed(run):
+    draw(run, slides=("a",))
+    path = store.heatmap_folder(run, "m", "a") / "heatmap.zarr"
+    zarr.open_group(path, mode="a")["values/attention"][1, 3] = 0.7
+    with pytest.raises(FormatError, match="values/attention has other values than were written"):
+        store.read_heatmap(path)

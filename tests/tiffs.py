@@ -44,11 +44,13 @@ def write_tiff(
     kind: str = "jpeg-420",
     quality: int = 85,
     empty: frozenset[int] = frozenset(),
+    icc: bytes | None = None,
 ) -> Path:
     """Write one level; ``block`` is (width, height), ``empty`` the numbers of blocks without data.
 
     ``kind``: jpeg-420, jpeg-422, jpeg-444, jpeg-rgb, jpeg-tables, lzw, lzw-predictor, deflate,
     deflate-predictor, none, webp, jp2k-ycbcr, jp2k-rgb (the last two need .svs).
+    ``icc``: a profile to put in.
     """
     height, width = image.shape[:2]
     encode, options = _KINDS[kind](quality)
@@ -65,7 +67,7 @@ def write_tiff(
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
             iter(data), shape=image.shape, dtype=np.uint8, tile=(block[1], block[0]), metadata=None,
-            **options, **extra,
+            iccprofile=icc, **options, **extra,
         )  # fmt: skip
     return path
 
@@ -162,3 +164,31 @@ def _abbreviate(streams: list[bytes]) -> tuple[bytes, list[bytes]]:
         tables = found
         short.append(b"\xff\xd8" + kept + stream[at:])
     return b"\xff\xd8" + tables + b"\xff\xd9", short
+
+
+_SCN = """<?xml version="1.0"?>
+<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0"><collection name="drawn"
+ uuid="urn:uuid:1" sizeX="{slide_x}" sizeY="{slide_y}"><barcode>MA==</barcode><image name="image_0"
+ uuid="urn:uuid:2"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="drawn" version="1"/>
+<pixels sizeX="{width}" sizeY="{height}"><dimension sizeX="{width}" sizeY="{height}" r="0" ifd="0"/></pixels>
+<view sizeX="{view_x}" sizeY="{view_y}" offsetX="{x}" offsetY="{y}"/><scanSettings><objectiveSettings>
+<objective>20</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4</numericalAperture>
+<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image></collection>
+</scn>"""
+
+
+def write_scn(
+    path: Path, image: np.ndarray, *, mpp: float, at: tuple[int, int], slide: tuple[int, int]
+) -> Path:
+    """Write a Leica SCN: ``image`` lies at level-0 (x, y) ``at`` of a slide of (width, height) ``slide``."""
+    height, width = image.shape[:2]
+    nm = round(mpp * 1000)
+    sizes = {"width": width, "height": height, "view_x": width * nm, "view_y": height * nm}
+    places = {"slide_x": slide[0] * nm, "slide_y": slide[1] * nm, "x": at[0] * nm, "y": at[1] * nm}
+    with tifffile.TiffWriter(path, bigtiff=True) as tiff:
+        tiff.write(
+            image, tile=(256, 256), photometric="rgb", compression="jpeg", metadata=None,
+            description=_SCN.format(**sizes, **places), resolution=(10_000 / mpp, 10_000 / mpp),
+            resolutionunit="CENTIMETER",
+        )  # fmt: skip
+    return path

@@ -1,9 +1,9 @@
 """The command line: one command per stage or tool, whose flags are the fields of its config.
 
-Comes in: arguments. Goes out: an exit code. 0: all done. 1: some slides failed (a table says which and why),
-or one error (one line; the traceback with --debug). 2: wrong usage or config. 130: interrupted. Nothing can
-be done here that ``wsi_mil.<stage>.run(Config(...))`` cannot (``_FUNCTIONS`` has the exceptions to that
-name).
+Comes in: arguments. Goes out: an exit code. 0: all done. 1: some slides failed, more of them than
+--max-failed lets pass (a table says which and why), or one error (one line; the traceback with --debug).
+2: wrong usage or config. 130: interrupted. Nothing can be done here that ``wsi_mil.<stage>.run(Config(...))``
+cannot (``_FUNCTIONS`` has the exceptions to that name).
 """
 
 import argparse
@@ -43,6 +43,9 @@ Whole-slide images to attention-based multiple instance learning.
 commands, in their order:
 {commands}
 
+before all work:
+  wsi-mil inspect SLIDES
+
 a first run:
   wsi-mil tile    --slides SLIDES --run RUN
   wsi-mil embed   --run RUN
@@ -61,7 +64,8 @@ from another tool's files, and back:
   wsi-mil export  --to clam --run RUN --output DIR
 
 Every command takes --config FILE.toml (defaults from the file's table of that name; flags win),
---print-config and --debug. A command that was interrupted goes on when it is given again.
+--print-config and --debug; --max-failed 0.02 ends with 0 where at most 2 % of the slides failed, so that
+a chain of jobs goes on. A command that was interrupted goes on when it is given again.
 """
 
 
@@ -96,7 +100,8 @@ def _run(stage: str, arguments: list[str]) -> int:
         config: Path | None = None,
         print_config: bool = False,
         debug: bool = False,
-    ) -> tuple[Any, bool]:
+        max_failed: float = 0.0,
+    ) -> tuple[Any, bool, float]:
         """Read the stage's settings.
 
         Args:
@@ -104,18 +109,21 @@ def _run(stage: str, arguments: list[str]) -> int:
             config: TOML file whose table of the command's name gives defaults; flags win.
             print_config: Print the resolved settings as TOML and stop.
             debug: Show the traceback of an error.
+            max_failed: Largest part of the slides that may fail, and be named, without the command failing.
         """
         del config, debug  # taken up before: the file's values are flags by now
-        return settings, print_config
+        return settings, print_config, max_failed
 
     flags, of_file = _of_file(stage, arguments)
     command.__annotations__["settings"] = Annotated[_as_typed(config_class, of_file), tyro.conf.arg(name="")]
-    typed, print_only = tyro.cli(
+    typed, print_only, max_failed = tyro.cli(
         command,
         args=flags + arguments,
         prog=f"wsi-mil {stage}",
         description=(config_class.__doc__ or "").strip(),
     )
+    if not 0 <= max_failed < 1:
+        raise ConfigError(f"--max-failed {max_failed:g}: a fraction, at least 0 and below 1.")
     settings = config_class(**{f.name: getattr(typed, f.name) for f in dataclasses.fields(config_class)})
     if print_only:
         print(to_toml(settings), end="")
@@ -129,9 +137,11 @@ def _run(stage: str, arguments: list[str]) -> int:
     finally:
         signal.signal(signal.SIGTERM, previous)
     if isinstance(result, list):
-        failed = [(f"{each.stage}: {one.slide_id}", one.reason) for each in result for one in each.failed]
-        return _list_failed(failed)
-    return result if isinstance(result, int) else _summarise(result)
+        _list_failed(
+            [(f"{each.stage}: {one.slide_id}", one.reason) for each in result for one in each.failed]
+        )
+        return max((_code(each, max_failed) for each in result), default=0)
+    return result if isinstance(result, int) else _summarise(result, max_failed)
 
 
 def _interrupt(_signal: int, _frame: object) -> None:
@@ -200,7 +210,7 @@ def _of_file(stage: str, arguments: Sequence[str]) -> tuple[list[str], dict[str,
         if own_place and key in PLACE_KEYS:
             continue  # of the places to work at, the user's word replaces the file's
         if fields[key].metadata.get("positional"):
-            places[key] = Path(value)
+            places[key] = tuple(map(str, value)) if isinstance(value, list) else Path(value)
         elif isinstance(value, bool):
             flags.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list):
@@ -215,28 +225,37 @@ def _flags_in(arguments: Sequence[str]) -> set[str]:
     return {each.split("=")[0].replace("_", "-") for each in arguments if each.startswith("--")}
 
 
-def _summarise(result: "StageResult") -> int:
+def _summarise(result: "StageResult", max_failed: float) -> int:
     """Print the table of slides that failed, and how many ended how; return the exit code."""
-    code = _list_failed([(each.slide_id, each.reason) for each in result.failed], result.named)
+    _list_failed([(each.slide_id, each.reason) for each in result.failed], result.named)
     _tell(result)
-    return code
+    return _code(result, max_failed)
 
 
-def _list_failed(failed: Sequence[tuple[str, str]], named: str = "slide") -> int:
-    """Print a table of what failed and why; return the exit code."""
+def _code(result: "StageResult", max_failed: float) -> int:
+    """Return the exit code of a stage; say so where --max-failed lets failed slides pass."""
+    if not result.failed:
+        return 0
+    if result.named != "slide" or len(result.failed) > max_failed * len(result.outcomes):
+        return 1
+    print(f"{result.stage}: --max-failed {max_failed:g} lets {len(result.failed)} failed pass")
+    return 0
+
+
+def _list_failed(failed: Sequence[tuple[str, str]], named: str = "slide") -> None:
+    """Print a table of what failed and why."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if not failed:
-        return 0
+        return
     table = Table(title=f"{len(failed)} failed", title_justify="left")
     table.add_column(named, overflow="fold")
     table.add_column("reason", overflow="fold")
     for name, reason in failed:
         table.add_row(Text(name), Text(reason))
     Console(highlight=False).print(table)
-    return 1
 
 
 def _tell(result: "StageResult") -> None:

@@ -8,6 +8,7 @@ and imports nothing heavy, so that ``wsi-mil --help`` is quick.
 from wsi_mil.config.base import (
     MPP_MAX,
     MPP_MIN,
+    Icc,
     Json,
     Location,
     check_name,
@@ -20,10 +21,20 @@ from wsi_mil.config.base import (
 )
 from wsi_mil.config.cluster import PLACE_KEYS, ClusterConfig
 from wsi_mil.config.grid import read_grid
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
+from wsi_mil.config.heatmap import HeatmapConfig
+from wsi_mil.config.share import share_of
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
 from wsi_mil.config.toml import STAGE_CONFIGS, from_toml, to_toml, toml_tables, toml_values
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
+from wsi_mil.config.tools import (
+    EncodersConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RunConfig,
+    VerifyConfig,
+    ViewConfig,
+)
 from wsi_mil.config.train import FOREIGN, MODELS, TrainConfig
 
 __all__ = [
@@ -38,7 +49,9 @@ __all__ = [
     "EncodersConfig",
     "ExportConfig",
     "HeatmapConfig",
+    "Icc",
     "ImportConfig",
+    "InspectConfig",
     "Json",
     "Location",
     "PredictConfig",
@@ -47,6 +60,7 @@ __all__ = [
     "TileConfig",
     "TrainConfig",
     "VerifyConfig",
+    "ViewConfig",
     "check_name",
     "digest",
     "fields_of",
@@ -56,6 +70,7 @@ __all__ = [
     "location",
     "read_grid",
     "record",
+    "share_of",
     "to_toml",
     "toml_tables",
     "toml_values",

@@ -17,6 +17,8 @@ MPP_MIN, MPP_MAX = 0.05, 5.0
 Json = Any
 Location = str | Path
 """Where a slide is: a path, or a URL (https://, s3://, gs://, ...) as text."""
+Icc = Literal["none", "srgb"]
+"""What is done with a slide's colours: nothing, or its own ICC profile brings them to sRGB."""
 Config = TypeVar("Config")
 
 
@@ -28,12 +30,10 @@ def neutral(default: Any) -> Any:
 def flag_of(each: dataclasses.Field[Any]) -> str:
     """Return what a field is called on the command line: --its-name, or what its metadata say.
 
-    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as DIR or
-    what it says.
+    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as that says.
     """
-    place = each.metadata.get("positional")
-    if place:
-        return place if isinstance(place, str) else "DIR"
+    if each.metadata.get("positional"):
+        return str(each.metadata["positional"])
     return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
 
 

@@ -1,10 +1,10 @@
-"""The configs of the stages but tile and train: embed, heatmap, predict, report."""
+"""The configs of the stages but tile, train and heatmap: embed, predict, report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import check_name, neutral, require
+from wsi_mil.config.base import neutral, require
 from wsi_mil.config.cluster import ClusterConfig
 
 
@@ -32,8 +32,8 @@ class EmbedConfig(ClusterConfig):
     devices: tuple[str, ...] = neutral(())
     """Several devices, one process each, that share a queue of slides: 0,1,2,3 (GPUs) or cuda:0,cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs, CPUs with AVX512-BF16
-    or AMX) and the features stay the same, which is checked at the start; fp32 elsewhere."""
+    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs since Ampere; a CPU
+    is measured) and the features stay the same, which is checked at the start; fp32 elsewhere."""
     compile: bool = neutral(False)
     """Compile the encoder with torch.compile: a minute at the start, then faster (CPUs need a compiler)."""
     batch_size: int | None = neutral(None)
@@ -77,41 +77,6 @@ class EmbedConfig(ClusterConfig):
             not self.devices or not self.on_cluster,
             f"--devices {' '.join(self.devices)}: a cluster's workers have a device each; leave it out.",
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeatmapConfig(ClusterConfig):
-    """Draw where on each slide the model looked, from the stored features."""
-
-    run: Path = field(metadata={"neutral": True})
-    """Run folder; reads RUN/features and RUN/models/NAME, writes RUN/heatmaps/NAME/SLIDE_ID."""
-    name: str | None = neutral(None)
-    """Name of the model; may be left out where the run holds one."""
-    slides: tuple[str, ...] = neutral(())
-    """Slide ids to draw; default: every slide of the run that has features of the model's encoder."""
-    normalize: Literal["minmax", "percentile"] = "minmax"
-    """Scale of the colours: minmax is (a - min a) / (max a - min a), as in Ilse et al.; percentile is the
-    rank of a patch within its slide. The stored values are always the raw ones."""
-    opacity: float = 0.6
-    """Opacity of the colours over the slide where the value is highest; a third of it where it is lowest."""
-    overlay_px: int = 1400
-    """Longer side of the slide in the overlay picture."""
-    top_patches: int = 12
-    """How many of the highest patches to show in top_patches.jpg."""
-    workers: int = neutral(1)
-    """Processes that work on slides side by side; 0 is one per core."""
-    overwrite: bool = neutral(False)
-    """Draw again what other settings or another model made, instead of stopping."""
-
-    def __post_init__(self) -> None:
-        """Check ranges; raise ConfigError in the flag's own words."""
-        super().__post_init__()
-        require(0 < self.opacity <= 1, f"--opacity {self.opacity}: above 0 and at most 1.")
-        require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
-        require(0 <= self.top_patches <= 100, f"--top-patches {self.top_patches}: must be 0 to 100.")
-        require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
-        if self.name is not None:
-            check_name("--name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

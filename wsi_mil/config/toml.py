@@ -9,13 +9,23 @@ import tomli_w
 
 from wsi_mil.config.base import Config, Json, choices_of, fields_of, kinds_of, location, require
 from wsi_mil.config.cluster import CLUSTER_KEYS, PLACE_KEYS, ClusterConfig
-from wsi_mil.config.stages import EmbedConfig, HeatmapConfig, PredictConfig, ReportConfig
+from wsi_mil.config.heatmap import HeatmapConfig
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig
 from wsi_mil.config.tile import TileConfig
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, RunConfig, VerifyConfig
+from wsi_mil.config.tools import (
+    EncodersConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RunConfig,
+    VerifyConfig,
+    ViewConfig,
+)
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
+    "inspect": InspectConfig,
     "tile": TileConfig,
     "embed": EmbedConfig,
     "train": TrainConfig,
@@ -23,6 +33,7 @@ STAGE_CONFIGS: dict[str, type] = {
     "predict": PredictConfig,
     "report": ReportConfig,
     "run": RunConfig,
+    "view": ViewConfig,
     "encoders": EncodersConfig,
     "verify": VerifyConfig,
     "import": ImportConfig,

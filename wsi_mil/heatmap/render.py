@@ -1,16 +1,17 @@
-"""Pictures and outlines of values on patches: the overlay with its legend, the top patches, GeoJSON.
+"""Pictures of values on patches: the overlay with its legend, and sheets of patches.
 
-Comes in: pixels of the slide and values per patch. Goes out: JPEG bytes and text. It knows no model or run.
+Comes in: pixels of the slide and values per patch. Goes out: rasters and encoded pictures. It knows no model
+or run.
 """
 
 import io
-import json
 import textwrap
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import cv2
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
@@ -19,22 +20,24 @@ from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wsi_mil.colours import COLOURS, FAINTEST, SIGNED_COLOURS
 from wsi_mil.geometry import PatchGeometry, boxes_rc
-
-COLOURS = colormaps["viridis"]
-"""Perceptually uniform and readable by the colour-blind; its green and yellow are unlike any H&E stain."""
-
-_FAINTEST = 1 / 3
-"""Opacity of the lowest value, as a part of that of the highest: the dark violet at the low end of the
-colours is close to haematoxylin, and laid on in full it would look like stain."""
-
-LEGENDS = {
-    "minmax": "attention, min-max within the slide",
-    "percentile": "attention, percentile within the slide",
-}
 
 _DPI = 100
 _BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
+
+
+@dataclass(frozen=True)
+class Legend:
+    """What the colours mean: ``words`` beside the bar, the values at its ``ends``, and whether it is signed.
+
+    ``note`` is a warning below the title, such as that the picture is smoothed.
+    """
+
+    words: str
+    ends: tuple[float, float] = (0.0, 1.0)
+    signed: bool = False
+    note: str = ""
 
 
 def spread(
@@ -42,62 +45,95 @@ def spread(
     coords: NDArray[np.int64],
     geometry: PatchGeometry,
     shape_rc: tuple[int, int],
+    rows: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
     """Return a raster (height, width) of the whole slide with each patch's value over its square.
 
-    Where patches overlap their values are averaged; NaN where there is none. The time does not depend on the
-    size of a patch: four corners per patch, then two cumulative sums.
+    Where patches overlap their values are averaged; NaN where there is none. ``rows`` (from, to) gives these
+    rows of the raster only. The time does not depend on the size of a patch: four corners per patch, then two
+    cumulative sums.
     """
-    height, width = shape_rc
-    edges = np.rint(boxes_rc(coords, geometry, shape_rc)).astype(np.int64)
+    first, last = rows or (0, shape_rc[0])
+    height, width = last - first, shape_rc[1]
+    edges = np.rint(boxes_rc(coords, geometry, shape_rc)).astype(np.int64) - (first, 0, first, 0)
     top, left, bottom, right = np.clip(edges, 0, [height, width, height, width]).T
+    inside = (bottom > top) & (right > left)
+    top, left, bottom, right = top[inside], left[inside], bottom[inside], right[inside]
+    raw = values[inside].astype(np.float64)
     sums = np.zeros((2, height + 1, width + 1))
     for y, x, sign in ((top, left, 1), (bottom, right, 1), (top, right, -1), (bottom, left, -1)):
-        np.add.at(sums[0], (y, x), sign * values.astype(np.float64))
+        np.add.at(sums[0], (y, x), sign * raw)
         np.add.at(sums[1], (y, x), sign)
     total, count = sums.cumsum(axis=1).cumsum(axis=2)[:, :height, :width]
     covered = count > 0.5
-    raster = np.full(shape_rc, np.nan, dtype=np.float32)
+    raster = np.full((height, width), np.nan, dtype=np.float32)
     raster[covered] = total[covered] / count[covered]
     return raster
 
 
-def blend(picture: NDArray[np.uint8], raster: NDArray[np.float32], opacity: float) -> NDArray[np.uint8]:
+def smoothed(raster: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32]:
+    """Return the raster blurred by a Gaussian, where it has values and of its values only."""
+    covered = ~np.isnan(raster)
+    total = cv2.GaussianBlur(np.where(covered, raster, 0).astype(np.float32), (0, 0), sigma_px)
+    weight = cv2.GaussianBlur(covered.astype(np.float32), (0, 0), sigma_px)
+    blurred = np.full(raster.shape, np.nan, np.float32)
+    blurred[covered] = total[covered] / weight[covered]
+    return blurred
+
+
+def colours_of(values: NDArray[np.float32], *, signed: bool = False) -> NDArray[np.uint8]:
+    """Return the colours (..., 3) of values on 0..1."""
+    table = np.rint((SIGNED_COLOURS if signed else COLOURS)(np.arange(256))[:, :3] * 255).astype(np.uint8)
+    picked: NDArray[np.uint8] = table[np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
+    return picked
+
+
+def blend(
+    picture: NDArray[np.uint8], raster: NDArray[np.float32], opacity: float, *, signed: bool = False
+) -> NDArray[np.uint8]:
     """Return the picture with colours where the raster (values 0..1) has a value; elsewhere untouched.
 
-    The opacity rises with the value, to ``opacity`` where it is 1: what matters stands out, and the stain
-    stays as it is elsewhere.
+    The opacity rises with the value, to ``opacity`` where it is 1 (signed: with the distance from 0.5): what
+    matters stands out, and the stain stays as it is elsewhere.
     """
     covered = ~np.isnan(raster)
     values = np.clip(raster[covered], 0, 1)
-    strength = (opacity * (_FAINTEST + (1 - _FAINTEST) * values))[:, None]
-    colours = COLOURS(values)[:, :3] * 255
+    weight = np.abs(values - 0.5) * 2 if signed else values
+    strength = (opacity * (FAINTEST + (1 - FAINTEST) * weight))[:, None]
     mixed = picture.copy()
+    colours = colours_of(values, signed=signed)
     mixed[covered] = np.rint((1 - strength) * picture[covered] + strength * colours).astype(np.uint8)
     return mixed
 
 
-def overlay_jpeg(
-    picture: NDArray[np.uint8], um_per_pixel: float, title: str, legend: str, opacity: float
+def overlay(
+    picture: NDArray[np.uint8],
+    um_per_pixel: float,
+    title: str,
+    legend: Legend,
+    opacity: float,
+    kind: str = "jpg",
 ) -> bytes:
-    """Return the blended picture as a JPEG with a title, a colour bar named ``legend`` and a scale bar.
+    """Return the blended picture, encoded, with a title, a colour bar and a scale bar.
 
     The colour bar shows the colours as they were blended with ``opacity``, over white.
     """
     height, width = picture.shape[:2]
-    margin, bar_room = 24, 130
+    margin, bar_room = 24, 150
     total_width = max(width, 420) + 2 * margin + bar_room
     letters = int((total_width - 2 * margin) / 12)  # of the font below, were they all capitals
-    lines = [part for line in title.split("\n") for part in textwrap.wrap(line, letters)]
+    text = f"{title}\n{legend.note}" if legend.note else title
+    lines = [part for line in text.split("\n") for part in textwrap.wrap(line, letters)]
     top = 20 + 26 * len(lines)
-    total_height = height + top + margin
+    total_height = max(height, 300) + top + margin
     figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
     def place(left: float, bottom: float, across: float, up: float) -> tuple[float, float, float, float]:
         return left / total_width, bottom / total_height, across / total_width, up / total_height
 
-    axes = figure.add_axes(place(margin, margin, width, height))  # one picture pixel is one canvas pixel
+    # One picture pixel is one canvas pixel.
+    axes = figure.add_axes(place(margin, total_height - top - height, width, height))
     axes.imshow(picture, interpolation="nearest", aspect="auto")
     axes.axis("off")
     _draw_scale_bar(axes, width, height, um_per_pixel)
@@ -105,80 +141,73 @@ def overlay_jpeg(
         margin / total_width, 1 - 14 / total_height, "\n".join(lines), ha="left", va="top", fontsize=13,
         linespacing=1.4, parse_math=False,
     )  # fmt: skip
-    bar_height = min(height, 420)
+    bar_height = min(max(height, 300), 420)
     bar = figure.add_axes(
-        place(margin + max(width, 420) + 20, margin + (height - bar_height) / 2, 16, bar_height)
+        place(margin + max(width, 420) + 20, margin + (max(height, 300) - bar_height) / 2, 16, bar_height)
     )
     shown = blend(
-        np.full((1, 256, 3), 255, np.uint8), np.linspace(0, 1, 256, dtype=np.float32)[None], opacity
-    )
-    colours = ScalarMappable(Normalize(0, 1), ListedColormap(shown[0] / 255))
-    figure.colorbar(colours, cax=bar).set_label(legend, fontsize=12)
+        np.full((1, 256, 3), 255, np.uint8), np.linspace(0, 1, 256, dtype=np.float32)[None], opacity,
+        signed=legend.signed,
+    )  # fmt: skip
+    colours = ScalarMappable(Normalize(*legend.ends), ListedColormap(shown[0] / 255))
+    words = "\n".join(textwrap.wrap(legend.words, max(20, bar_height // 9)))
+    figure.colorbar(colours, cax=bar).set_label(words, fontsize=11, parse_math=False)
     with warnings.catch_warnings():
         # A slide's name may be in a script that the font lacks: boxes in the title, the folder has the name.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         canvas.draw()  # type: ignore[no-untyped-call]
     pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    return _jpeg(pixels[..., :3])
+    return encoded(pixels[..., :3], kind)
 
 
 def top_patches_jpeg(
     patches: Sequence[NDArray[np.uint8]], captions: Sequence[str], side: int = 224, columns: int = 6
 ) -> bytes:
     """Return a JPEG with the patches side by side, in their order, each with its caption below."""
+    return encoded(sheet(patches, captions, side, columns), "jpg")
+
+
+def sheet(
+    patches: Sequence[NDArray[np.uint8]], captions: Sequence[str], side: int, columns: int = 6
+) -> NDArray[np.uint8]:
+    """Return the patches side by side, in their order, each with its caption (lines) below.
+
+    Patches of another size than ``side`` are resampled; of that size they are there pixel for pixel.
+    """
     font = ImageFont.load_default(size=13)
-    gap, caption = 8, 22
+    gap, caption = 8, 6 + 16 * max((text.count("\n") + 1 for text in captions), default=1)
     columns = min(columns, len(patches))
     rows = -(-len(patches) // columns)
-    sheet = Image.new("RGB", (gap + columns * (side + gap), gap + rows * (side + caption + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", (gap + columns * (side + gap), gap + rows * (side + caption + gap)), "white")
+    draw = ImageDraw.Draw(page)
     for index, (patch, text) in enumerate(zip(patches, captions, strict=True)):
         x = gap + index % columns * (side + gap)
         y = gap + index // columns * (side + caption + gap)
-        sheet.paste(Image.fromarray(patch).resize((side, side), Image.Resampling.BICUBIC), (x, y))
-        draw.text((x, y + side + 3), text, fill="black", font=font)
-    return _jpeg(np.asarray(sheet))
+        square = Image.fromarray(patch)
+        if square.size != (side, side):
+            square = square.resize((side, side), Image.Resampling.BICUBIC)
+        page.paste(square, (x, y))
+        draw.multiline_text((x, y + side + 3), text, fill="black", font=font, spacing=3)
+    return np.asarray(page)
 
 
-def to_geojson(
-    coords: NDArray[np.int64],
-    geometry: PatchGeometry,
-    columns: dict[str, NDArray[np.float32]],
-) -> str:
-    """Return the patches as GeoJSON tiles that QuPath opens, with ``columns`` as their measurements.
-
-    Rectangles are in level-0 (x, y), as QuPath wants them.
-    """
-    features = []
-    size = geometry.patch_size_l0
-    for index, (x, y) in enumerate(coords.tolist()):
-        right, bottom = round(x + size, 2), round(y + size, 2)
-        ring = [[x, y], [right, y], [right, bottom], [x, bottom], [x, y]]
-        features.append(
-            {
-                "type": "Feature",
-                "geometry": {"type": "Polygon", "coordinates": [ring]},
-                "properties": {
-                    "objectType": "tile",
-                    "measurements": {name: float(values[index]) for name, values in columns.items()},
-                },
-            }
-        )
-    return json.dumps({"type": "FeatureCollection", "features": features})
+def encoded(pixels: NDArray[np.uint8], kind: str) -> bytes:
+    """Return pixels as a JPEG or PNG file."""
+    buffer = io.BytesIO()
+    picture = Image.fromarray(pixels)
+    if kind == "png":
+        picture.save(buffer, "PNG", compress_level=4)
+    else:
+        picture.save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 def _draw_scale_bar(axes: object, width: int, height: int, um_per_pixel: float) -> None:
     wanted = width * um_per_pixel / 5
     length = max((each for each in _BARS_UM if each <= wanted), default=_BARS_UM[0])
     pixels = length / um_per_pixel
-    label = f"{length} µm" if length < 1000 else f"{length / 1000:g} mm"
+    label = f"{length} µm" if length < 1000 else f"{length} µm ({length / 1000:g} mm)"
     x, y = 14, height - 18
     axes.add_patch(Rectangle((x - 6, y - 24), pixels + 12, 36, color="white", alpha=0.8, lw=0))  # type: ignore[attr-defined]
     axes.add_patch(Rectangle((x, y), pixels, 5, color="black", lw=0))  # type: ignore[attr-defined]
     axes.text(x + pixels / 2, y - 4, label, ha="center", va="bottom", fontsize=10)  # type: ignore[attr-defined]
-
-
-def _jpeg(pixels: NDArray[np.uint8]) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()

@@ -1,42 +1,25 @@
-"""Walk a run's slides and write RUN/heatmaps/<name>/<slide_id>/ for each.
+"""Walk a run's slides: RUN/heatmaps/<name>/<slide_id>/ for each, and how true the maps are.
 
-Comes in: stored features and a trained model. Goes out: heatmap.zarr with raw values, overlay.jpg,
-heatmap.geojson and top_patches.jpg. The slide itself is read for the pictures only.
+Comes in: stored features and a trained model. Goes out: a folder per slide (``draw``), and where asked
+faithfulness and agreement with annotations, per slide and for all.
 """
 
-import functools
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from wsi_mil import config as configs
 from wsi_mil import models, parallel, store
 from wsi_mil.config import HeatmapConfig
-from wsi_mil.errors import ConfigError, FormatError, SlideError
-from wsi_mil.heatmap import render
-from wsi_mil.heatmap.scores import SlideScore, scale, score_slide
-from wsi_mil.models import MilModel
-from wsi_mil.parallel import StageResult, console
-from wsi_mil.slide import open_slide
+from wsi_mil.errors import ConfigError
+from wsi_mil.heatmap import faithfulness
+from wsi_mil.heatmap.draw import Task, draw, models_of, names
+from wsi_mil.heatmap.scores import check
+from wsi_mil.parallel import Outcome, StageResult, console
 
-_GREY = 200  # the picture of a slide that is not there any more
-_TOP_PATCH_PX = 224
-
-
-@dataclass(frozen=True)
-class _Task:
-    slide_id: str
-    config: HeatmapConfig
-    name: str
-    encoder: str
-    prediction: dict[str, str] | None
-    learnt: bool
-    """Not tested, and among those that the model was trained on."""
-    model_digest: str
+_FAITHFULNESS = ("deletion_area", "insertion_area", "deletion_beats", "insertion_beats")
+_AGREEMENT = ("auroc", "dice", "dice_best")
 
 
 def run(config: HeatmapConfig) -> StageResult:
@@ -46,21 +29,24 @@ def run(config: HeatmapConfig) -> StageResult:
     the mean of all folds' models, and the title says which, and whether they were trained on it.
 
     Raises:
-        ConfigError: no model, or ``slides`` names a slide without features.
+        ConfigError: no model; it has no such quantity or output; ``slides`` names a slide without features.
         FormatError: the model's files are damaged.
     """
     name = config.name or store.only_folder(config.run / "models", "--name", "train")
     folder = store.model_folder(config.run, name)
-    _, head = store.read_fold(folder / "fold_0.safetensors")
+    tensors, head = store.read_fold(folder / "fold_0.safetensors")
+    model = models.restore(tensors, head)
+    check(config.show, config.output_class, model.task.output_names, models.missing(model))
     predictions = {row["slide_id"]: row for row in store.read_csv(folder / "predictions.csv")}
     encoder = str(head["identity"]["encoder"])
-    slide_ids = _slide_ids(config, encoder, predictions)
+    all_ids = _slide_ids(config, encoder, predictions)
+    slide_ids = configs.share_of(all_ids, config.share)
     output = store.heatmap_folder(config.run, name, "x").parent
     store.sweep(output)
     digest = store.model_digest(folder)
     split = {row["slide_id"] for row in store.read_csv(folder / "splits.csv")}
     tasks = {
-        slide_id: _Task(
+        slide_id: Task(
             slide_id, config, name, encoder, predictions.get(slide_id),
             learnt=slide_id in split and slide_id not in predictions, model_digest=digest,
         )
@@ -71,11 +57,14 @@ def run(config: HeatmapConfig) -> StageResult:
         try:
             # alone: the library that draws is not for several threads
             place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, alone=True)
-            outcomes = parallel.map_slides(_draw, tasks, title="heatmap", place=place, cost=_cost(config))
+            outcomes = parallel.map_slides(draw, tasks, title="heatmap", place=place, cost=_cost(config))
         finally:
             store.sweep(output)
+        if config.faithfulness or config.annotations is not None:
+            outcomes = _measured(config, output, tasks, outcomes)
         columns = ("slide_id", "status", "seconds", "patches", "drawn_by", "reason")
-        store.write_csv(config.run / "heatmap" / "slides.csv", columns, (each.row() for each in outcomes))
+        table = config.run / "heatmap" / "slides.csv"
+        store.write_rows(table, columns, (each.row() for each in outcomes), all_ids)
     return StageResult(stage="heatmap", output=output, outcomes=outcomes)
 
 
@@ -87,142 +76,122 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
             f"--slides {' '.join(unknown)}: no features of {encoder} in {config.run}; there are "
             f"{', '.join(present[:8]) or 'none'}{', ...' if len(present) > 8 else ''}."
         )
+    if not present:
+        raise ConfigError(
+            f"--run {config.run}: no features of {encoder}, on whose features the model was trained; it has "
+            f"those of {', '.join(store.encoders_in(config.run)) or 'no encoder'}. "
+            f"Run `wsi-mil embed --encoder {encoder}`."
+        )
     chosen = list(config.slides) or present
     others = [slide_id for slide_id in chosen if slide_id not in predictions]
     if others:
         console.print(
-            f"{len(others)} slides were not tested and are drawn by the mean of all folds: "
-            f"{', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
+            f"{len(others)} slides were not tested and are drawn by the mean of all folds: {names(others)}",
             markup=False,
         )
     return chosen
 
 
-def _cost(config: HeatmapConfig) -> Callable[[_Task], float]:
+def _cost(config: HeatmapConfig) -> Callable[[Task], float]:
     """Return what says how many patches a slide has, as far as embed's table does."""
     rows = store.read_csv(config.run / "embed" / "slides.csv")
     patches = {row["slide_id"]: float(row.get("patches") or 0) for row in rows}
     return lambda task: patches.get(task.slide_id, 0.0)
 
 
-@functools.lru_cache(maxsize=32)
-def _read_model(path: Path, _modified_ns: int) -> tuple[MilModel, dict[str, Any]]:
-    tensors, head = store.read_fold(path)
-    return models.restore(tensors, head), head
-
-
-def _models(task: _Task) -> tuple[list[MilModel], dict[str, Any], str]:
-    """Return the models that draw a slide, their head, and words for which they are."""
-    folder = store.model_folder(task.config.run, task.name)
-    if task.prediction is not None:
-        paths = [folder / f"fold_{task.prediction['fold']}.safetensors"]
-        words = f"fold {task.prediction['fold']}, which never saw this slide"
-    else:
-        paths = sorted(folder.glob("fold_*.safetensors"))
-        words = f"mean of {len(paths)} folds" if len(paths) > 1 else "the only fold"
-        words += ", trained on this slide" if task.learnt else ""
-    read = [_read_model(path, path.stat().st_mtime_ns) for path in paths]
-    return [model for model, _ in read], read[0][1], words
-
-
-def _draw(task: _Task) -> Mapping[str, Any] | None:
-    config = task.config
-    features = store.open_features(config.run, task.encoder).read(task.slide_id)
-    record = configs.record(
-        config,
-        model=task.name,
-        model_digest=task.model_digest,
-        patches_digest=features.patches_digest,
-        weights_digest=features.weights_digest,
-    )
-    output = store.heatmap_folder(config.run, task.name, task.slide_id)
-    if store.heatmap_is_done(output, record, config.overwrite):
-        return None
-    chosen, head, words = _models(task)
-    models.check_identity(head, features.identity, task.slide_id)
-    if not len(features.coords):
-        raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
-    score = score_slide(features.features, chosen)
-    facts = {
-        "model": task.name,
-        "kind": head["model"],
-        "drawn_by": words,
-        "task": head["task"]["task"],
-        "prediction": dict(zip(head["task"]["names"], np.round(score.prediction, 6).tolist(), strict=True)),
-    }
-    heatmap = store.Heatmap(
-        slide_id=task.slide_id,
-        geometry=features.geometry,
-        coords=features.coords,
-        attention=score.attention,
-        facts=facts | {"label": task.prediction and task.prediction["label"]},
-        record=record,
-    )
-    note = _write(output, task, features, score, heatmap)
-    return {"patches": len(features.coords), "drawn_by": words, "reason": note}
-
-
-def _write(
-    output: Path, task: _Task, features: store.Features, score: SlideScore, heatmap: store.Heatmap
-) -> str:
-    """Write the slide's folder, whole; return a remark where the slide could not be shown."""
-    config, geometry = task.config, features.geometry
-    scaled = scale(score.attention, config.normalize)
-    um_per_pixel = max(geometry.width_l0, geometry.height_l0) * geometry.mpp_l0 / config.overlay_px
-    picture, top, note = _read_pictures(features, score, config, um_per_pixel)
-    raster = render.spread(scaled, features.coords, geometry, (picture.shape[0], picture.shape[1]))
-    overlay = render.blend(picture, raster, config.opacity)
-    title = _title(task, heatmap.facts, note)
-    percentile = scale(score.attention, "percentile")
-    columns = {"attention": score.attention, "attention percentile": percentile}
-    with store.atomic_folder(output) as folder:
-        store.write_heatmap(folder / "heatmap.zarr", heatmap)
-        legend = render.LEGENDS[config.normalize]
-        jpeg = render.overlay_jpeg(overlay, um_per_pixel, title, legend, config.opacity)
-        (folder / "overlay.jpg").write_bytes(jpeg)
-        geojson = render.to_geojson(features.coords, geometry, columns)
-        (folder / "heatmap.geojson").write_text(geojson, encoding="utf-8")
-        if top:
-            instance = heatmap.facts["kind"].startswith("instance-")
-            values = np.sort(score.attention)[::-1][: len(top)] * (1 if instance else len(score.attention))
-            unit = "" if instance else " x mean"
-            captions = [f"{rank}. {value:.2f}{unit}" for rank, value in enumerate(values.tolist(), 1)]
-            (folder / "top_patches.jpg").write_bytes(render.top_patches_jpeg(top, captions))
-    return note
-
-
-def _read_pictures(
-    features: store.Features, score: SlideScore, config: HeatmapConfig, um_per_pixel: float
-) -> tuple[NDArray[np.uint8], list[NDArray[np.uint8]], str]:
-    """Return the thumbnail, the top patches and a remark; grey and none where the slide cannot be read."""
-    geometry = features.geometry
-    try:
-        with open_slide(features.slide_path, features.reader, geometry.mpp_l0) as slide:  # type: ignore[arg-type]
-            picture = slide.thumbnail(um_per_pixel)
-            top = np.argsort(-score.attention, kind="stable")[: config.top_patches]
-            patches = [
-                slide.read(x, y, geometry.patch_px, geometry.mpp) for x, y in features.coords[top].tolist()
-            ]
-        return picture, patches, ""
-    except SlideError as error:
-        shape = (
-            round(geometry.height_l0 * geometry.mpp_l0 / um_per_pixel),
-            round(geometry.width_l0 * geometry.mpp_l0 / um_per_pixel),
-            3,
+def _measured(
+    config: HeatmapConfig, output: Path, tasks: Mapping[str, Task], outcomes: list[Outcome]
+) -> list[Outcome]:
+    """Measure every map that is there, write the tables, and return the outcomes with what failed in it."""
+    drawn = {each.slide_id: tasks[each.slide_id] for each in outcomes if each.status != "failed"}
+    place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, alone=True)
+    measured = parallel.map_slides(_measure, drawn, title="heatmap: faithfulness", place=place)
+    found = {each.slide_id: each for each in measured}
+    rows = [dict(each.facts) for each in measured if each.status == "done"]
+    about = {"shown": [config.show, config.output_class], "slides": len(rows), "seed": config.seed}
+    groups = {"all": rows, "positive and correct": [row for row in rows if row["correct"] == "yes"]}
+    first = ("slide_id", "label", "predicted", "output", "correct")
+    if config.faithfulness:
+        store.write_csv(
+            output / "faithfulness.csv", (*first, *_FAITHFULNESS), _only(rows, first, _FAITHFULNESS)
         )
-        return np.full(shape, _GREY, np.uint8), [], f"drawn without the slide: {error}"
+        curves = {row["slide_id"]: row["curves"] for row in rows}
+        means = {
+            group: faithfulness.cohort(some, _FAITHFULNESS, config.seed) for group, some in groups.items()
+        }
+        content = about | {"draws": config.draws, "fractions_removed": faithfulness.FRACTIONS.tolist()}
+        store.write_text(output / "faithfulness.json", _json(content | {"cohort": means, "curves": curves}))
+        _say("faithfulness", means, "deletion_area", "insertion_area")
+    if config.annotations is not None:
+        known = [row for row in rows if "annotated" in row]
+        columns = ("patches", "annotated", *_AGREEMENT)
+        store.write_csv(output / "annotations.csv", (*first, *columns), _only(known, first, columns))
+        means = {
+            group: faithfulness.cohort([row for row in some if "annotated" in row], _AGREEMENT, config.seed)
+            for group, some in groups.items()
+        }
+        store.write_text(
+            output / "annotations.json", _json(about | {"annotated": len(known), "cohort": means})
+        )
+        _say("annotations", means, "auroc", "dice")
+    return [found[each.slide_id] if _failed(found, each.slide_id) else each for each in outcomes]
 
 
-def _title(task: _Task, facts: Mapping[str, Any], note: str) -> str:
-    prediction: dict[str, float] = facts["prediction"]
-    highest = max(prediction, key=lambda name: prediction[name])
-    value = f"{prediction[highest]:.2f}"
-    label = f"label {task.prediction['label']}, " if task.prediction else ""
-    lines = [
-        f"{task.slide_id}: {label}predicted "
-        + (value if facts["task"] in ("regression", "cox", "discrete") else f"{highest} ({value})"),
-        f"attention of {task.name}, {facts['drawn_by']}",
-    ]
-    if note:
-        lines.append("the slide could not be read: shown without its picture")
-    return "\n".join(lines)
+def _failed(found: Mapping[str, Outcome], slide_id: str) -> bool:
+    return slide_id in found and found[slide_id].status == "failed"
+
+
+def _measure(task: Task) -> Mapping[str, Any]:
+    """Return how true the map of a slide is: figures for the tables, and curves."""
+    config = task.config
+    folder = store.heatmap_folder(config.run, task.name, task.slide_id)
+    heatmap = store.read_heatmap(folder / "heatmap.zarr")
+    prediction, output = heatmap.facts["prediction"], heatmap.shown["output"]
+    predicted, label = max(prediction, key=lambda each: prediction[each]), heatmap.facts["label"] or ""
+    facts: dict[str, Any] = {
+        "slide_id": task.slide_id,
+        "label": label,
+        "predicted": predicted,
+        "output": output,
+        "correct": "yes" if label == predicted == output else "no",
+    }
+    if config.faithfulness:
+        features = store.open_features(config.run, task.encoder).read(task.slide_id)
+        chosen, _, _ = models_of(task)
+        found = faithfulness.curves(
+            chosen, features.features, heatmap.drawn, output, draws=config.draws, seed=config.seed
+        )
+        facts |= {name: round(value, 6) for name, value in found.figures().items()}
+        facts["curves"] = {
+            "deletion": found.deletion.round(6).tolist(),
+            "insertion": found.insertion.round(6).tolist(),
+            "random": found.random.mean(axis=0).round(6).tolist(),
+        }
+    path = config.annotations / f"{task.slide_id}.geojson" if config.annotations is not None else None
+    if path is not None and path.exists():
+        inside = faithfulness.annotated(heatmap.coords, heatmap.geometry, faithfulness.read_annotation(path))
+        cut = faithfulness.cut_of(heatmap.shown["quantity"], heatmap.drawn)
+        facts |= faithfulness.agreement(heatmap.drawn, inside, cut)
+    return facts
+
+
+def _only(rows: list[dict[str, Any]], *columns: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Return rows with these columns only; what is None is an empty field."""
+    wanted = [name for some in columns for name in some]
+    return [{name: row[name] for name in wanted if row.get(name) is not None} for row in rows]
+
+
+def _json(content: Mapping[str, Any]) -> str:
+    return json.dumps({"format": "wsi-mil heatmap figures", "format_version": 1, **content}, indent=1) + "\n"
+
+
+def _say(what: str, means: Mapping[str, Mapping[str, Any]], *figures: str) -> None:
+    for group, found in means.items():
+        for name in figures:
+            each = found[name]
+            if each["slides"]:
+                console.print(
+                    f"{what}, {group}: {name} {each['mean']:.3f} ({each['low']:.3f} to {each['high']:.3f}) "
+                    f"over {each['slides']} slides; above 0 on {each['above_0']:.0%}",
+                    markup=False,
+                )

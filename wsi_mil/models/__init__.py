@@ -1,7 +1,8 @@
 """Multiple instance learning: bag -> prediction, always with the attention over the patches.
 
 ``pooling`` has the paper's equations, ``network`` the layers around them, ``committee`` the model that is
-stored and used, ``tasks`` what its logits mean and how they are trained.
+stored and used, ``tasks`` what its logits mean and how they are trained, ``evidence`` what each patch had to
+do with a prediction.
 """
 
 from wsi_mil.models.committee import (
@@ -15,6 +16,7 @@ from wsi_mil.models.committee import (
     safe_std,
     tensors,
 )
+from wsi_mil.models.evidence import Explanation, against_others, as_array, explain, missing, of_parts
 from wsi_mil.models.network import Front, Network
 from wsi_mil.models.pooling import AttentionPool, MaxPool, MeanPool, ScorePool
 from wsi_mil.models.tasks import TASKS, Task, make_task, task_of
@@ -23,6 +25,7 @@ __all__ = [
     "CHUNK",
     "TASKS",
     "AttentionPool",
+    "Explanation",
     "Front",
     "MaxPool",
     "MeanPool",
@@ -31,10 +34,15 @@ __all__ = [
     "Prediction",
     "ScorePool",
     "Task",
+    "against_others",
+    "as_array",
     "build",
     "check_identity",
+    "explain",
     "make_task",
+    "missing",
     "network",
+    "of_parts",
     "restore",
     "safe_std",
     "task_of",

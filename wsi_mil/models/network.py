@@ -71,6 +71,17 @@ class Network(nn.Module, ABC):
     def shift(self, value: float) -> None:
         """Add a constant to the logits; torchmil's models have no place for it and stay as they are."""
 
+    def draw_glorot(self) -> None:
+        """Draw the weights of all linear layers but the encoder's anew, and set their biases to 0.
+
+        Source: Glorot & Bengio, AISTATS 2010 (uniform); so Ilse et al. 2018 start, the attention included.
+        """
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear) and not name.startswith("front"):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
 
 class EmbeddingNetwork(Network):
     """Embedding-based: the hidden vectors are pooled, and the bag is classified."""
@@ -106,7 +117,14 @@ class EmbeddingNetwork(Network):
             logits_BC: Tensor = self.classify(z_BAH[:, 0]).float()
         else:
             logits_BC = (z_BAH * self.classify.weight).sum(dim=2).float() + self.classify.bias
-        return logits_BC if self.thresholds is None else self.thresholds(logits_BC)
+        return self.shifted(logits_BC)
+
+    def shifted(self, logits_BO: Tensor) -> Tensor:
+        """Return the logits (B, C) of what the classifier gives: less the thresholds of ordered grades."""
+        if self.thresholds is None:
+            return logits_BO
+        logits_BC: Tensor = self.thresholds(logits_BO)
+        return logits_BC
 
 
 class InstanceNetwork(Network):
@@ -135,24 +153,35 @@ class InstanceNetwork(Network):
 
     def forward(self, x_TD: Tensor, bag_T: Tensor, bags: int) -> tuple[Tensor, Tensor]:
         """Return logits (B, C) and the scores (T, C) of the patches."""
-        return self._outputs(self.score(self.embed(x_TD)).float(), members(bag_T, bags))
+        return self.outputs(self.score(self.embed(x_TD)).float(), members(bag_T, bags))
 
     def whole(self, chunks: Callable[[], Iterable[Tensor]]) -> tuple[Tensor, Tensor]:
         """Return logits (1, C) and the scores (N, C) of one bag of any size."""
         logits_NO = torch.cat([self.score(self.embed(x_TD)).float() for x_TD in chunks()])
-        return self._outputs(logits_NO, logits_NO.new_ones((1, len(logits_NO)), dtype=torch.bool))
+        return self.outputs(logits_NO, logits_NO.new_ones((1, len(logits_NO)), dtype=torch.bool))
 
     @torch.no_grad()
     def shift(self, value: float) -> None:
         """Add a constant to the logits of the patches, and so to the bag's, where values are pooled."""
         self.score.bias.add_(value)
 
-    def _outputs(self, logits_TO: Tensor, in_BT: Tensor) -> tuple[Tensor, Tensor]:
-        bag_BO, score_TO = self.pool(logits_TO, in_BT), self.pool.scores(logits_TO)
+    def outputs(self, logits_TO: Tensor, in_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return logits (B, C) and the scores (T, C) of patches that have the logits (T, O)."""
+        return self.shifted(self.pool(logits_TO, in_BT)), self.scores(logits_TO)
+
+    def shifted(self, logits_BO: Tensor) -> Tensor:
+        """Return logits (B, C) of scores: (0, z) of two classes, less the thresholds of ordered grades."""
         if self.binary:
-            bag_BO = torch.cat((torch.zeros_like(bag_BO), bag_BO), dim=1)
-            score_TO = torch.cat((1 - score_TO, score_TO), dim=1)
-        return bag_BO if self.thresholds is None else self.thresholds(bag_BO), score_TO
+            return torch.cat((torch.zeros_like(logits_BO), logits_BO), dim=1)
+        if self.thresholds is None:
+            return logits_BO
+        logits_BC: Tensor = self.thresholds(logits_BO)
+        return logits_BC
+
+    def scores(self, logits_TO: Tensor) -> Tensor:
+        """Return the patches' scores (T, C)."""
+        score_TO = self.pool.scores(logits_TO)
+        return torch.cat((1 - score_TO, score_TO), dim=1) if self.binary else score_TO
 
 
 def members(bag_T: Tensor, bags: int) -> Tensor:

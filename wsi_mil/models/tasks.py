@@ -40,6 +40,11 @@ class Task(ABC):
         """Return how many logits a bag has."""
         return len(self.names)
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return what each logit is of: the classes or labels, or the one value."""
+        return self.names
+
     def fitted(self, targets: NDArray[Any]) -> "Task":
         """Return the task with what it learns from the targets of a training part."""
         del targets
@@ -159,6 +164,11 @@ class Ordinal(BagwiseTask):
         """Return K - 1, the number of thresholds."""
         return len(self.names) - 1
 
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the thresholds: above each grade but the highest."""
+        return tuple(f"above {name}" for name in self.names[:-1])
+
     def codes(self, targets: NDArray[Any]) -> NDArray[np.int64]:
         """Return the targets: grades are classes."""
         return targets.astype(np.int64)
@@ -250,6 +260,12 @@ class DiscreteTime(BagwiseTask):
     def outputs(self) -> int:
         """Return the number of intervals."""
         return len(self.edges) - 1
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Return the intervals, whose hazards the logits are; the last has no end."""
+        ends = [f"{end:g}" for end in self.edges[1:-1]] + ["later"]
+        return tuple(f"{start:g} to {end}" for start, end in zip(self.edges[:-1], ends, strict=True))
 
     def fitted(self, targets: NDArray[Any]) -> "DiscreteTime":
         """Return the task with edges at the quantiles of the event times; fewer where times coincide."""

@@ -115,13 +115,13 @@ def check_heatmap(folder: Path) -> list[Problem]:
         found = read_heatmap(path)
         if found.slide_id != folder.name:
             problems.append(problem(path, "wrong name", f"says that it is of slide {found.slide_id}"))
-        if len(found.attention) != len(found.coords):
-            detail = f"{len(found.attention)} values for {len(found.coords)} patches"
-            problems.append(problem(path, "counts", detail))
-        elif not np.isfinite(found.attention).all():
-            problems.append(problem(path, "not a number", "NaN or infinity in attention"))
-        elif len(found.attention) and abs(float(found.attention.sum(dtype=np.float64)) - 1) > 1e-3:
-            problems.append(problem(path, "checksum", "the attention does not sum to 1"))
+        for name, values in found.values.items():
+            wanted = (len(found.outputs), len(found.coords))
+            if values.shape != wanted:
+                detail = f"{name} is {values.shape}, wanted {wanted} for its outputs and patches"
+                problems.append(problem(path, "counts", detail))
+            elif not np.isfinite(values).all():
+                problems.append(problem(path, "not a number", f"NaN or infinity in {name}"))
     except _DAMAGE as error:
         problems.append(problem(path, "unreadable", str(error).removeprefix(f"{path}: ")))
     for name, whole in (("overlay.jpg", _is_jpeg), ("heatmap.geojson", _is_json)):

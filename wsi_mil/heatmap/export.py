@@ -1,0 +1,207 @@
+"""A heatmap's values for other programs: a pyramidal OME-TIFF, GeoJSON for QuPath, a table.
+
+Comes in: values of patches. Goes out: files. It knows no model, no run and no slide file.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+import shapely
+import tifffile
+from numpy.typing import NDArray
+
+from wsi_mil.geometry import PatchGeometry
+from wsi_mil.heatmap import render
+
+_BLOCK = 256
+_PIXELS_PER_STEP = 8
+_SHORTEST_PX, _LONGEST_PX = 1024, 4096
+_REGION_COLOUR = [255, 200, 0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer:
+    """Values of patches, raw and on 0..1, wherever they lie: what is coloured."""
+
+    coords: NDArray[np.int64]
+    values: NDArray[np.float32]
+    scaled: NDArray[np.float32]
+    geometry: PatchGeometry
+    signed: bool = False
+
+
+def ome_shape(geometry: PatchGeometry) -> tuple[int, int]:
+    """Return the (height, width) of the OME-TIFF: 8 pixels for each step of the grid, 1024 to 4096 a side."""
+    longer = max(geometry.width_l0, geometry.height_l0)
+    side = min(_LONGEST_PX, max(_SHORTEST_PX, round(_PIXELS_PER_STEP * longer / geometry.stride_l0)), longer)
+    return tuple(max(1, round(each * side / longer)) for each in (geometry.height_l0, geometry.width_l0))  # type: ignore[return-value]
+
+
+def write_ome_tiff(path: Path, layer: Layer, name: str, description: str) -> None:
+    """Write the coloured values as a pyramidal OME-TIFF that covers the slide from corner to corner.
+
+    Its pixel size in microns says how it lies over the slide: pixel (0, 0) is the slide's. White where there
+    is no patch. It is made and written a row of blocks at a time, each level from the values themselves.
+    """
+    geometry = layer.geometry
+    shapes = [ome_shape(geometry)]
+    while max(shapes[-1]) > 2 * _BLOCK:
+        shapes.append((-(-shapes[-1][0] // 2), -(-shapes[-1][1] // 2)))
+    with tifffile.TiffWriter(path, bigtiff=False, ome=True) as tiff:
+        for level, shape in enumerate(shapes):
+            across = geometry.width_l0 * geometry.mpp_l0 / shape[1]
+            down = geometry.height_l0 * geometry.mpp_l0 / shape[0]
+            options: dict[str, Any] = {"subfiletype": 1}
+            if level == 0:
+                options = {
+                    "subifds": len(shapes) - 1,
+                    "metadata": {
+                        "axes": "YXS",
+                        "Name": name,
+                        "Description": description,
+                        "PhysicalSizeX": across,
+                        "PhysicalSizeXUnit": "µm",
+                        "PhysicalSizeY": down,
+                        "PhysicalSizeYUnit": "µm",
+                    },
+                }
+            tiff.write(
+                _blocks(layer, shape),
+                shape=(*shape, 3),
+                dtype=np.uint8,
+                tile=(_BLOCK, _BLOCK),
+                photometric="rgb",
+                compression="adobe_deflate",
+                compressionargs={"level": 1},
+                predictor=True,
+                resolution=(10_000 / across, 10_000 / down),
+                resolutionunit="CENTIMETER",
+                software="wsi-mil",
+                **options,
+            )
+
+
+def _blocks(layer: Layer, shape_rc: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
+    for top in range(0, shape_rc[0], _BLOCK):
+        rows = top, min(top + _BLOCK, shape_rc[0])
+        raster = render.spread(layer.scaled, layer.coords, layer.geometry, shape_rc, rows)
+        wide = -(-shape_rc[1] // _BLOCK) * _BLOCK
+        strip = np.full((_BLOCK, wide, 3), 255, np.uint8)
+        covered = np.zeros((_BLOCK, wide), bool)
+        covered[: raster.shape[0], : raster.shape[1]] = ~np.isnan(raster)
+        strip[covered] = render.colours_of(raster[~np.isnan(raster)], signed=layer.signed)
+        for left in range(0, shape_rc[1], _BLOCK):
+            yield np.ascontiguousarray(strip[:, left : left + _BLOCK])
+
+
+def write_geojson(
+    path: Path,
+    coords: NDArray[np.int64],
+    geometry: PatchGeometry,
+    columns: Mapping[str, NDArray[np.float32]],
+    regions: Sequence[tuple[str, shapely.Geometry, Mapping[str, float]]] = (),
+    key: str = "",
+) -> None:
+    """Write the patches as cells that QuPath opens, with ``columns`` as their measurements, then regions.
+
+    QuPath's conventions: a FeatureCollection of polygons in level-0 (x, y), closed; ``objectType`` cell for
+    patches (with an ``id`` each) and annotation for regions; ``measurements`` by name, numbers only;
+    ``classification`` with name and colour. Regions are (name, outline, measurements). The ids follow from
+    ``key``: the same map has the same, two maps in one image have different ones.
+    """
+    stem = str(uuid.uuid5(uuid.NAMESPACE_URL, f"wsi-mil/{key}"))[:24]
+    size = geometry.patch_size_l0
+    names = [json.dumps(name, ensure_ascii=False) for name in columns]
+    table = np.column_stack([np.asarray(each, np.float64) for each in columns.values()]).tolist()
+    with path.open("w", encoding="utf-8") as file:
+        file.write('{"type": "FeatureCollection", "features": [\n')
+        separator = ""
+        for index, ((x, y), row) in enumerate(zip(coords.tolist(), table, strict=True)):
+            right, bottom = round(x + size, 2), round(y + size, 2)
+            measured = ", ".join(f"{name}: {value:.7g}" for name, value in zip(names, row, strict=True))
+            file.write(
+                f'{separator}{{"type": "Feature", "id": "{stem}{index:012x}", "geometry": '
+                f'{{"type": "Polygon", "coordinates": [[[{x}, {y}], [{right}, {y}], [{right}, {bottom}], '
+                f'[{x}, {bottom}], [{x}, {y}]]]}}, "properties": {{"objectType": "cell", "measurements": '
+                f"{{{measured}}}}}}}"
+            )
+            separator = ",\n"
+        for number, (name, outline, measurements) in enumerate(regions):
+            feature = {
+                "type": "Feature",
+                "id": f"{stem}{len(table) + number:012x}",
+                "geometry": json.loads(shapely.to_geojson(shapely.force_2d(outline))),
+                "properties": {
+                    "objectType": "annotation",
+                    "name": name,
+                    "classification": {"name": "top region", "color": _REGION_COLOUR},
+                    "measurements": dict(measurements),
+                    "isLocked": True,
+                },
+            }
+            file.write(separator + json.dumps(feature, ensure_ascii=False))
+            separator = ",\n"
+        file.write("\n]}\n")
+
+
+def top_regions(
+    coords: NDArray[np.int64], geometry: PatchGeometry, values: NDArray[np.float32], part: float
+) -> list[tuple[str, shapely.Geometry, dict[str, float]]]:
+    """Return the outlines of the highest ``part`` of the patches, joined where they touch; largest sum first.
+
+    Patches that tie with the last of them are in. Measurements: patches, and the mean of their values.
+    """
+    chosen = np.flatnonzero(values >= threshold(values, part))
+    x, y = coords[chosen].T
+    # A pixel more on each side: neighbours whose corners were rounded apart touch nonetheless.
+    size = geometry.patch_size_l0
+    boxes = shapely.box(x - 0.5, y - 0.5, x + size + 0.5, y + size + 0.5)
+    pieces = shapely.get_parts(shapely.union_all(boxes))
+    tree = shapely.STRtree(pieces)
+    of_box, of_piece = tree.query(shapely.point_on_surface(boxes), predicate="within")
+    regions = []
+    for number, piece in enumerate(pieces):
+        inside = values[chosen[of_box[of_piece == number]]]
+        measured = {"patches": float(len(inside)), "mean": float(inside.mean())}
+        outline = shapely.simplify(piece.buffer(-0.5, join_style="mitre"), 0)
+        regions.append((float(inside.sum()), outline, measured))
+    regions.sort(key=lambda each: -each[0])
+    return [(f"top region {rank}", piece, measured) for rank, (_, piece, measured) in enumerate(regions, 1)]
+
+
+def threshold(values: NDArray[np.float32], part: float) -> float:
+    """Return the lowest value among the highest ``part`` of them; at least one is in it."""
+    count = max(1, round(part * len(values)))
+    return float(np.partition(values, len(values) - count)[len(values) - count])
+
+
+def write_table(path: Path, coords: NDArray[np.int64], columns: Mapping[str, NDArray[np.float32]]) -> None:
+    """Write a CSV with a row per patch: x_l0, y_l0, and of each column value, percentile and rank.
+
+    percentile is 0 to 100 (the share of the other patches with a lower value, ties half), rank 1 the highest
+    (ties share the best).
+    """
+    header, parts = ["patch", "x_l0", "y_l0"], []
+    for name, values in columns.items():
+        header += [name, f"{name}_percentile", f"{name}_rank"]
+        parts += [values, percentiles(values), scipy.stats.rankdata(-values, method="min").astype(np.int64)]
+    formats = ",".join(["%d", "%d", "%d", *(["%.9g", "%.4f", "%d"] * len(columns))])
+    table = np.column_stack([np.arange(len(coords)), coords, *parts]).astype(np.float64)
+    with path.open("w", encoding="utf-8") as file:
+        file.write(",".join(f'"{name}"' if "," in name else name for name in header) + "\n")
+        for row in table.tolist():
+            file.write(formats % tuple(row) + "\n")
+
+
+def percentiles(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the share, in %, of the other values that are lower, ties counted half; 50 for a single one."""
+    if len(values) == 1:
+        return np.full(1, 50.0)
+    ranks: NDArray[np.float64] = scipy.stats.rankdata(values)
+    return (ranks - 1) / (len(values) - 1) * 100
