@@ -1,6 +1,7 @@
 """What one call of heatmap writes: every file opened by a program that knows its format."""
 
 import csv
+import dataclasses
 import json
 import uuid
 from types import SimpleNamespace
@@ -16,7 +17,7 @@ from PIL import Image
 
 from tests.test_heatmap import DIM, draw, features_of, head, plan, random_model, run
 from tests.tiffs import texture, write_tiff
-from wsi_mil import models, store
+from wsi_mil import embed, encoders, models, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError, FormatError, SlideError
 from wsi_mil.geometry import boxes_rc, grid_l0
@@ -245,6 +246,48 @@ def test_finer_patches_lie_in_the_top_region_only():
     assert {tuple(each) for each in dense.finer(coords, geometry, corner, 0.01, 0.5).tolist()} == {
         (0, 128), (128, 0), (128, 128),
     }  # fmt: skip
+
+
+class Means(torch.nn.Module):
+    """Six means of each patch: all it takes to see which patch was embedded."""
+
+    def forward(self, x):
+        return torch.cat([x.mean(dim=(2, 3)), x[:, :, :32].mean(dim=(2, 3))], dim=1)
+
+
+def test_the_top_regions_are_embedded_again_where_asked(run, tmp_path):
+    """Through embed's own functions; the bag, its prediction and its values stay as they are."""
+    encoders.register("net", Means, input_px=64, mean=(0.5,) * 3, std=(0.25,) * 3)
+    encoder = encoders.load_encoder("net")
+    path = write_tiff(tmp_path / "a.tiff", texture(2048, 1536), kind="deflate")
+    geometry = plan()
+    patches = store.Patches(
+        slide_id="a", slide_path=path, reader="auto", mpp_source="", geometry=geometry, record={},
+        coords=grid_l0(geometry)[:12], tissue_fraction=np.ones(12, np.float32),
+    )  # fmt: skip
+    with open_slide(path) as slide:
+        made = embed.embed_slide(slide, patches, encoder)
+    item = features_of(path, "a", features=made.features, weights_digest=encoder.weights_digest)
+    store.write_features(store.features_path(run, "net", "a"), item)
+    for fold in (0, 1):
+        the_head = head(fold=fold)
+        the_head["identity"] = the_head["identity"] | {"weights_digest": encoder.weights_digest}
+        path_ = store.model_folder(run, "m") / f"fold_{fold}.safetensors"
+        store.write_fold(path_, models.tensors(random_model(fold)), the_head)
+    draw(run, slides=("a",))
+    plain = stored(run)
+    result = draw(run, slides=("a",), overlap=0.5, top_part=0.2, overwrite=True)
+    assert not result.failed, result.failed
+    found = stored(run)
+    assert (found.attention == plain.attention).all()
+    assert found.facts["prediction"] == plain.facts["prediction"]
+    expected = dense.finer(found.coords, geometry, found.attention, 0.2, 0.5)
+    assert (found.dense_coords == expected).all()
+    with open_slide(path) as slide:
+        finer = embed.embed_slide(slide, dataclasses.replace(patches, coords=expected), encoder).features
+    both = models.explain(random_model(1), made.features, finer)
+    for name, values in found.dense_values.items():
+        assert values == pytest.approx(both.values[name][:, 12:].numpy(), abs=1e-6)
 
 
 def test_weights_of_another_kind_do_not_make_a_map_finer(run):
