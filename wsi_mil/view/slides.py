@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_mil import store
-from wsi_mil.config import Location
+from wsi_mil.config import Icc, Location
 from wsi_mil.errors import FormatError, SlideError, WsiMilError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.slide import Reader, Slide, open_slide
@@ -28,12 +28,13 @@ _KEPT_HEATMAPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a slide lies and how large it is; ``path`` is None where no file of the run says it."""
+    """Where a slide lies, how large it is, and in which colours; ``path`` is None where no file says it."""
 
     slide_id: str
     path: Location | None
     reader: Reader
     geometry: PatchGeometry
+    icc: Icc = "none"
 
 
 class RunSlides:
@@ -109,7 +110,7 @@ class RunSlides:
         def opened() -> Slide:
             if place.path is None:
                 raise SlideError(f"{slide_id}: no file of the run says where the slide lies.")
-            slide = open_slide(place.path, place.reader, place.geometry.mpp_l0)
+            slide = open_slide(place.path, place.reader, place.geometry.mpp_l0, place.icc)
             size, wanted = (slide.width_l0, slide.height_l0), (
                 place.geometry.width_l0, place.geometry.height_l0
             )  # fmt: skip
@@ -178,6 +179,7 @@ class RunSlides:
                 path=patches.slide_path or None,
                 reader=patches.reader,  # type: ignore[arg-type]
                 geometry=patches.geometry,
+                icc=patches.icc,
             )
         for name, ids in self.heatmaps.items():
             if slide_id in ids:
