@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-read bench-embed bench-embed-gpu bench-train bench-train-gpu help demo demo-random-weights test test-slow test-gpu lint format clean
+.PHONY: bench-inspect bench-read bench-embed bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -13,11 +13,18 @@ help:
 	@echo "make test                 the default tests: CPU, no network"
 	@echo "make test-slow            tests that take minutes"
 	@echo "make test-gpu             tests that need a CUDA device"
+	@echo "make test-browser         the viewer and the report in headless Chromium (chromium, chromium-driver)"
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
+	@echo "make bench-inspect        wsi-mil inspect over 200 slides, and a slide behind a URL"
 	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
 	@echo "make bench-embed-gpu      the same on a CUDA device"
 	@echo "make bench-train          training against the field's loop, torchmil's and CLAM's trainers (an hour)"
 	@echo "make bench-train-gpu      five folds on a CUDA device against one"
+	@echo "make bench-scale          Dask workers against one, against local processes; workers killed (half an hour)"
+	@echo "make test-dask            a Dask cluster whose workers and scheduler are killed (minutes)"
+	@echo "make bench-view           20 clients of the viewer on a slide of 100,000 x 100,000 pixels"
+	@echo "make test-docker          the image and the compose commands, with a real Docker engine (a build is 6 GB)"
+	@echo "make test-slurm           the jobs of pipelines/slurm, with a Slurm started here (root; Debian's packages)"
 	@echo "make lint                 ruff (lint and format) and mypy --strict"
 	@echo "make format               let ruff format"
 
@@ -29,11 +36,7 @@ $(READY): pyproject.toml constraints.txt
 
 demo: $(READY)
 	$(BIN)/python -m pipelines.demo.cohort demo
-	$(BIN)/wsi-mil tile --config $(DEMO)
-	$(BIN)/wsi-mil embed --config $(DEMO)
-	$(BIN)/wsi-mil train --config $(DEMO)
-	$(BIN)/wsi-mil heatmap --config $(DEMO)
-	$(BIN)/wsi-mil report --config $(DEMO)
+	$(BIN)/wsi-mil run $(DEMO)
 	@$(BIN)/python -m pipelines.demo.summary demo/run demo/truth
 
 demo-random-weights: $(READY)
@@ -49,6 +52,9 @@ demo-random-weights: $(READY)
 bench-read: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cucim-cu13 lazy-loader
 	$(BIN)/python -m benchmarks.read --folder bench --append
+
+bench-inspect: $(READY)
+	$(BIN)/python -m benchmarks.inspect_slides --folder bench --append
 
 bench-embed: $(READY)
 	$(BIN)/python -m benchmarks.embed --folder bench --append
@@ -67,14 +73,36 @@ bench-train: $(READY)
 bench-train-gpu: $(READY)
 	$(BIN)/python -m benchmarks.train_gpu --folder bench --append
 
+bench-scale: $(READY)
+	$(BIN)/python -m benchmarks.scale --folder bench --append
+
+bench-view: $(READY)
+	$(BIN)/python -m benchmarks.view --folder bench --append
+
 test: $(READY)
 	$(BIN)/python -m pytest
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow
 
+# As root it also tests machines with addresses of their own (network namespaces).
+test-dask: $(READY)
+	$(BIN)/python -m pytest -m dask
+
 test-gpu: $(READY)
 	$(BIN)/python -m pytest -m gpu
+
+# Debian: apt-get install chromium chromium-driver. Without a browser these tests are skipped, and say so.
+test-browser: $(READY)
+	$(BIN)/python -m pytest -m browser
+
+# Where no image registry can be reached: WSI_MIL_TEST_BASE=IMAGE, an image with Python, venv and pip that is there;
+# where the engine has no bridge network: WSI_MIL_TEST_BUILD_NETWORK=host.
+test-docker: $(READY)
+	$(BIN)/python -m pytest -m docker -s
+
+test-slurm: $(READY)
+	$(BIN)/python -m pytest -m slurm
 
 lint: $(READY)
 	$(BIN)/ruff check .

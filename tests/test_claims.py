@@ -1,13 +1,15 @@
 import json
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
-from wsi_mil.store import Claims, claims
+from wsi_mil.store import Claims, atomic, claims
 
 
 def gone_pid():
@@ -20,7 +22,7 @@ def left_behind(folder, slide_id, run="old", pid=None, host=None, turn=1, age=0.
     """Write the claim of a process that is not ours."""
     path = folder / f"{slide_id}.claim-{turn}"
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"host": host or claims._host(), "pid": pid or gone_pid(), "run": run}
+    content = {"host": host or claims.host(), "pid": pid or gone_pid(), "run": run}
     path.write_text(json.dumps(content))
     then = time.time() - age
     os.utime(path, (then, then))
@@ -44,6 +46,43 @@ def test_what_a_dead_process_holds_is_taken_over(tmp_path):
         assert ours.take("a")
         assert sorted(each.name for each in tmp_path.glob("a.*")) == ["a.claim-1", "a.claim-2"]
     assert not list(tmp_path.glob("a.*"))
+
+
+def test_containers_of_one_computer_are_computers_of_their_own(tmp_path):
+    """They may have one name, and each has a process of every number: theirs are not ours."""
+    code = """
+import os, sys, time
+from pathlib import Path
+from wsi_mil.store import Claims, atomic
+with Claims(Path(sys.argv[1]), "theirs") as theirs, atomic.atomic_file(Path(sys.argv[1], "x")) as draft:
+    draft.touch()
+    assert theirs.take("a")
+    print(os.getpid(), flush=True)
+    sys.stdin.read()
+"""
+    command = ["unshare", "--pid", "--fork", sys.executable, "-c", code, str(tmp_path)]
+    if subprocess.run([*command[:3], "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process space of one's own may be made here: containers were NOT tested")
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
+    )
+    try:
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+        assert pid < os.getpid(), "a number of its own space, where few processes were before"
+        with Claims(tmp_path, "ours") as ours:
+            holder = ours.holder("a")
+            assert holder is not None
+            assert holder.host not in {atomic.host(), socket.gethostname()}
+            assert holder.alive
+            assert not ours.take("a")
+            ours.sweep()
+        atomic.sweep(tmp_path)
+        assert list(tmp_path.glob(".x.*.tmp")), "the living keep theirs"
+    finally:
+        process.communicate()
+    assert process.returncode == 0
+    assert (tmp_path / "x").exists()
 
 
 def test_a_process_of_the_same_command_that_died_keeps_its_slide(tmp_path):
@@ -122,8 +161,8 @@ def test_what_crashes_left_is_swept_and_the_living_keep_theirs(tmp_path):
     left_behind(tmp_path, "elsewhere", host="another", pid=1)
     (tmp_path / "torn.claim-1").write_text('{"host"')
     os.utime(tmp_path / "torn.claim-1", (1000, 1000))
-    (tmp_path / f".clock-{claims._host()}-{gone_pid()}").touch()
-    (tmp_path / f".clock-{claims._host()}-{gone_pid()}.draft").touch()
+    (tmp_path / f".clock-{claims.host()}-{gone_pid()}").touch()
+    (tmp_path / f".clock-{claims.host()}-{gone_pid()}.draft").touch()
     with Claims(tmp_path, "one") as one:
         assert one.take("mine")
         with Claims(tmp_path, "two") as two:

@@ -1,9 +1,9 @@
 """The commands as a user types them: help, exit codes, messages."""
 
+import os
 import re
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -16,14 +16,12 @@ STAGES = list(STAGE_CONFIGS)
 @pytest.mark.parametrize("arguments", [["--help"], *([stage, "--help"] for stage in STAGES)])
 def test_help_is_quick_and_names_every_flag(arguments):
     command = [sys.executable, "-m", "wsi_mil", *arguments]
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-        times.append(time.perf_counter() - start)
-        if min(times) < 0.3:
-            break
-    assert min(times) < 0.3, times
+    before = os.times()
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    after = os.times()
+    # Of the processor and not of the clock: other work on the machine is not ours.
+    seconds = after.children_user + after.children_system - before.children_user - before.children_system
+    assert seconds < 0.3
     wanted = STAGES
     if len(arguments) > 1:
         fields = STAGE_CONFIGS[arguments[0]].__dataclass_fields__
@@ -40,7 +38,7 @@ def test_no_heavy_library_is_imported_for_help():
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["tiles"], "no command 'tiles'; there are: tile, embed, train"),
+        (["tiles"], "no command 'tiles'; there are: inspect, tile, embed, train"),
         (["tile", "--run", "r"], "--slides"),
         (["tile", "--slides", "nowhere", "--run", "r"], "--slides nowhere: no such folder or file"),
         (["tile", "--slides", "m.csv", "--run", "r"], "--slides m.csv: no such manifest"),
@@ -155,3 +153,14 @@ def test_help_is_running_text(wsi, monkeypatch):
     ).stdout
     lines = re.search(r"What a label is(.*?)--classes", main_help, re.DOTALL)[1].splitlines()
     assert all(len(line.strip("│ ")) > 30 for line in lines[1:-2]), lines
+
+
+def test_a_place_on_the_command_line_replaces_the_files(wsi, tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text('[cluster]\nscheduler = "tcp://a:1"\n[embed]\nrun = "r"\n')
+    command = ("embed", "--config", path, "--print-config")
+    assert 'scheduler = "tcp://a:1"' in wsi(*command)[1]
+    for other in (("--dask", "local"), ("--dask=none",), ("--scheduler-file", "f"), ("--scheduler_file=f",)):
+        code, out, err = wsi(*command, *other)
+        assert code == 0, err
+        assert "scheduler =" not in out

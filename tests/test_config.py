@@ -235,3 +235,54 @@ def test_a_size_of_bags_is_a_number_or_a_word(tmp_path, text, value, wsi, capsys
         assert code == 0
         assert f"bag_size = {text} " in out
     assert wsi(*base, "--bag-size", "half")[0] == 2
+
+
+CLUSTER_STAGES = ("tile", "embed", "train", "heatmap")
+NEEDED = {"tile": {"slides": Path("s")}, "train": {"labels": Path("l")}}
+
+
+def stage_config(name: str, **changes: object):
+    return config.STAGE_CONFIGS[name](run=Path("r"), **(NEEDED.get(name, {}) | changes))
+
+
+@pytest.mark.parametrize("stage", CLUSTER_STAGES)
+def test_where_the_work_is_done_changes_no_digest(stage):
+    base = config.digest(config.record(stage_config(stage)))
+    for change in (
+        {"scheduler": "tcp://a:1"}, {"scheduler_file": Path("f")}, {"dask": "local"}, {"worker_wait": 5},
+    ):  # fmt: skip
+        changed = stage_config(stage, **change)
+        assert config.digest(config.record(changed)) == base
+        assert changed.on_cluster == ("worker_wait" not in change)
+
+
+@pytest.mark.parametrize("stage", CLUSTER_STAGES)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"scheduler": "tcp://a:1", "dask": "local"}, "--scheduler and --dask local: name one cluster"),
+        ({"scheduler": "tcp://a:1", "dask": "none"}, "--scheduler and --dask none: name one cluster"),
+        ({"scheduler": "node1"}, "--scheduler node1: wanted an address such as tcp://HOST:8786"),
+        ({"dask": "cloud"}, "--dask cloud: unknown"),
+        ({"worker_wait": 0}, "--worker-wait 0"),
+    ],
+)
+def test_a_cluster_that_cannot_be_is_refused(stage, change, words):
+    with pytest.raises(ConfigError, match=words):
+        stage_config(stage, **change)
+
+
+def test_the_cluster_is_declared_once_for_all_stages(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text(
+        '[cluster]\nscheduler_file = "s.json"\nworker_wait = 9\n[heatmap]\nrun = "r"\ndask = "none"\n'
+        '[embed]\nrun = "r"\n[report]\nrun = "r"\n'
+    )
+    embed = from_toml(EmbedConfig, path)
+    assert (embed.scheduler_file, embed.worker_wait) == (Path("s.json"), 9)
+    heatmap = from_toml(HeatmapConfig, path)
+    assert (heatmap.scheduler_file, heatmap.worker_wait) == (None, 9), "its own place replaces the file's"
+    assert config.toml_values(path, "report") == {"run": "r"}, "a report needs no cluster"
+    path.write_text('[cluster]\nschedular = "tcp://a:1"\n')
+    with pytest.raises(ConfigError, match=r"unknown key 'schedular' in .cluster.; known: scheduler, "):
+        config.toml_values(path, "tile")

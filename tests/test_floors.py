@@ -8,12 +8,13 @@ import wsi_mil
 ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"config", "geometry", "metrics"},
+    {"config", "geometry", "metrics", "colours"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
-    {"tile", "embed", "train", "predict", "verify", "exchange", "catalog"},
+    {"tile", "embed", "train", "predict", "verify", "exchange", "catalog", "inspect"},
     {"heatmap"},  # embeds patches between those of the grid, where asked
     {"report", "view"},
+    {"pipeline"},
     {"cli"},
     {"__main__"},
 ]
@@ -21,9 +22,10 @@ LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 HOMES = {
     "openslide": {"slide"}, "tiffslide": {"slide"}, "tifffile": {"blocks", "heatmap"},
     "imagecodecs": {"blocks"}, "simplejpeg": {"blocks"},
-    "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"}, "tyro": {"cli"},
-    "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report"},
-    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders"}, "torchmil": {"models"},
+    "h5py": {"store"}, "zarr": {"store"}, "timm": {"encoders"}, "dask": {"parallel"},
+    "distributed": {"parallel"}, "tyro": {"cli"},
+    "sklearn": {"metrics"}, "shapely": {"tissue", "tile", "heatmap"}, "jinja2": {"report", "tile"},
+    "huggingface_hub": {"encoders"}, "onnxruntime": {"encoders", "tissue"}, "torchmil": {"models"},
     "tomli_w": {"config"}, "tomllib": {"config"}, "tensorboard": {"train"},
 }  # fmt: skip
 
@@ -69,6 +71,11 @@ def test_imports_only_go_down():
 def test_each_foreign_library_has_one_home():
     wrong = [f"{f} imports {n}" for f, m, n in imports() if m not in HOMES.get(n.split(".")[0], {m})]
     assert not wrong
+
+
+def test_one_module_imports_dask():
+    found = {file for file, _, name in imports() if name.split(".")[0] in {"dask", "distributed"}}
+    assert found == {"parallel/cluster.py"}
 
 
 def test_modules_and_functions_stay_short():

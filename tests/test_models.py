@@ -323,3 +323,21 @@ if {whole}:
     assert peak < 4
     assert logits < 1e-5
     assert attention < 1e-5, "relative to the mean attention"
+
+
+@pytest.mark.parametrize("model", ["gated-attention", "instance-mean"])
+def test_weights_of_glorot_are_drawn_where_the_head_says_so(model):
+    head = {
+        "task": models.make_task("classification", ("a", "b")).to_head(), "model": model, "hidden_dim": 0,
+        "identity": {"dim": 600}, "attention_dim": 128, "branches": "shared", "dropout": 0.0, "members": 1,
+    }  # fmt: skip
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        drawn = models.network(head | {"initial_weights": "glorot"})
+    for name, each in drawn.state_dict().items():
+        if name.endswith("bias"):
+            assert (each == 0).all()
+        else:
+            bound = (6 / sum(each.shape)) ** 0.5
+            assert bound * 0.9 < each.abs().max() <= bound, name
+            assert float(each.std()) == pytest.approx(bound / 3**0.5, rel=0.2), name

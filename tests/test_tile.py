@@ -61,7 +61,7 @@ def test_run_writes_patches_preview_outline_and_records(make_slide, tmp_path):
     assert not result.failed
     assert {p.name for p in (run / "patches").iterdir()} == {
         f"{name}.{suffix}" for name in ("a", "blank") for suffix in ("h5", "jpg", "geojson")
-    }
+    } | {"contact_sheet.html"}
     blank = store.read_patches(run / "patches" / "blank.h5")
     assert blank.coords.shape == (0, 2), "no tissue is an answer"
     assert "no tissue found" in rows(run / "tile" / "slides.csv")["blank"]["reason"]

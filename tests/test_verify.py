@@ -343,7 +343,7 @@ def replaced(bench: Bench) -> str:
 def leftover(bench: Bench) -> str:
     process = subprocess.Popen(["true"])
     process.wait()
-    host = store.atomic._host()  # type: ignore[attr-defined]
+    host = store.atomic.host()  # type: ignore[attr-defined]
     features = Path(bench.features.place)
     folder = (bench.run / "patches", features, bench.run / "models", bench.run / "heatmaps" / "m", bench.run)
     path = folder[bench.rng.integers(5)] / f".x.h5.{host}-{process.pid}.tmp"
@@ -459,7 +459,7 @@ def test_what_lives_or_is_not_ours_is_left_alone(clean, tmp_path):
     shutil.copytree(clean["hdf5"], run)
     process = subprocess.Popen(["sleep", "60"])
     kept = [
-        run / "patches" / f".x.h5.{store.atomic._host()}-{process.pid}.tmp",  # type: ignore[attr-defined]
+        run / "patches" / f".x.h5.{store.atomic.host()}-{process.pid}.tmp",  # type: ignore[attr-defined]
         run / "patches" / ".x.h5.another-computer-77.tmp",
         run / "embed" / "claims" / "net" / "a.claim-1",
         run / "patches" / ".notes.tmp",
@@ -490,7 +490,7 @@ def test_nothing_outside_the_run_is_followed_or_removed(clean, tmp_path):
     path.symlink_to(outside / "b.h5")
     process = subprocess.Popen(["true"])
     process.wait()
-    temporary = run / f".x.{store.atomic._host()}-{process.pid}.tmp"  # type: ignore[attr-defined]
+    temporary = run / f".x.{store.atomic.host()}-{process.pid}.tmp"  # type: ignore[attr-defined]
     temporary.symlink_to(outside)
     found = problems(run)
     assert {(each.file, each.kind) for each in found} == {

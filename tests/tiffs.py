@@ -44,11 +44,13 @@ def write_tiff(
     kind: str = "jpeg-420",
     quality: int = 85,
     empty: frozenset[int] = frozenset(),
+    icc: bytes | None = None,
 ) -> Path:
     """Write one level; ``block`` is (width, height), ``empty`` the numbers of blocks without data.
 
     ``kind``: jpeg-420, jpeg-422, jpeg-444, jpeg-rgb, jpeg-tables, lzw, lzw-predictor, deflate,
     deflate-predictor, none, webp, jp2k-ycbcr, jp2k-rgb (the last two need .svs).
+    ``icc``: a profile to put in.
     """
     height, width = image.shape[:2]
     encode, options = _KINDS[kind](quality)
@@ -65,7 +67,7 @@ def write_tiff(
     with tifffile.TiffWriter(path) as tiff:
         tiff.write(
             iter(data), shape=image.shape, dtype=np.uint8, tile=(block[1], block[0]), metadata=None,
-            **options, **extra,
+            iccprofile=icc, **options, **extra,
         )  # fmt: skip
     return path
 
@@ -164,45 +166,29 @@ def _abbreviate(streams: list[bytes]) -> tuple[bytes, list[bytes]]:
     return b"\xff\xd8" + tables + b"\xff\xd9", short
 
 
-_SCN_IMAGE = """<image uuid="{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>
-<device model="m" version="1"/>
-<pixels sizeX="{w}" sizeY="{h}">{levels}</pixels>
-<view sizeX="{wide}" sizeY="{high}" offsetX="{x}" offsetY="{y}" spacingZ="0"/>
-<scanSettings><objectiveSettings><objective>{power}</objective></objectiveSettings><illuminationSettings>
-<illuminationSource>brightfield</illuminationSource><numericalAperture>0.4</numericalAperture>
-</illuminationSettings></scanSettings></image>"""
+_SCN = """<?xml version="1.0"?>
+<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0"><collection name="drawn"
+ uuid="urn:uuid:1" sizeX="{slide_x}" sizeY="{slide_y}"><barcode>MA==</barcode><image name="image_0"
+ uuid="urn:uuid:2"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="drawn" version="1"/>
+<pixels sizeX="{width}" sizeY="{height}"><dimension sizeX="{width}" sizeY="{height}" r="0" ifd="0"/></pixels>
+<view sizeX="{view_x}" sizeY="{view_y}" offsetX="{x}" offsetY="{y}"/><scanSettings><objectiveSettings>
+<objective>20</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4</numericalAperture>
+<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image></collection>
+</scn>"""
 
 
 def write_scn(
-    path: Path, image: np.ndarray, *, offset: tuple[int, int], glass: tuple[int, int], mpp: float = 0.5
+    path: Path, image: np.ndarray, *, mpp: float, at: tuple[int, int], slide: tuple[int, int]
 ) -> Path:
-    """Write a Leica slide whose scanned part lies at ``offset`` (x, y) on a ``glass`` (width, height).
-
-    Readers see the whole glass, and say where the scanned part is (openslide.bounds-x, ...). Two levels.
-    """
+    """Write a Leica SCN: ``image`` lies at level-0 (x, y) ``at`` of a slide of (width, height) ``slide``."""
     height, width = image.shape[:2]
     nm = round(mpp * 1000)
-    small = image[: height // 4 * 4, : width // 4 * 4].reshape(height // 4, 4, width // 4, 4, 3)
-    small = np.rint(small.mean(axis=(1, 3))).astype(np.uint8)
-    macro = np.full((64, 64, 3), 240, np.uint8)
-    levels = [(64, 64, 0, 0), (width, height, 0, 1), (width // 4, height // 4, 1, 2)]
-    dimensions = [f'<dimension sizeX="{w}" sizeY="{h}" r="{r}" ifd="{ifd}"/>' for w, h, r, ifd in levels]
-    whole = {"wide": glass[0] * nm, "high": glass[1] * nm}
-    views = _SCN_IMAGE.format(name="macro", w=64, h=64, levels=dimensions[0], x=0, y=0, power=1, **whole)
-    views += _SCN_IMAGE.format(
-        name="main", w=width, h=height, levels="".join(dimensions[1:]), wide=width * nm, high=height * nm,
-        x=offset[0] * nm, y=offset[1] * nm, power=20,
-    )  # fmt: skip
-    text = (
-        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
-        f'<collection sizeX="{glass[0] * nm}" sizeY="{glass[1] * nm}"><barcode/>{views}</collection></scn>'
-    )
+    sizes = {"width": width, "height": height, "view_x": width * nm, "view_y": height * nm}
+    places = {"slide_x": slide[0] * nm, "slide_y": slide[1] * nm, "x": at[0] * nm, "y": at[1] * nm}
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for level, pixels in enumerate((macro, image, small)):
-            per_cm = 10_000 / mpp / (4 if level == 2 else 1)
-            tiff.write(
-                pixels, tile=(256, 256), photometric="rgb", compression="adobe_deflate", metadata=None,
-                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
-                description=None if level else text,
-            )  # fmt: skip
+        tiff.write(
+            image, tile=(256, 256), photometric="rgb", compression="jpeg", metadata=None,
+            description=_SCN.format(**sizes, **places), resolution=(10_000 / mpp, 10_000 / mpp),
+            resolutionunit="CENTIMETER",
+        )  # fmt: skip
     return path

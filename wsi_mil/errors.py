@@ -9,6 +9,7 @@
     │   └── StaleOutputError          an output is there, made with other settings or inputs
     ├── LabelError (ValueError)       labels or a manifest do not fit the slides
     ├── StoreError (OSError)          an output cannot be written: disk full, read-only, no permission
+    ├── ClusterError (ConnectionError)    a Dask cluster is not to be had, or was lost on the way
     └── TrainingError (ArithmeticError)   a training came to nothing: its loss is no number any more
 
 A message says which file or field, what was found, what was wanted, and what to do. Errors of other
@@ -46,3 +47,7 @@ class StoreError(WsiMilError, OSError):
 
 class TrainingError(WsiMilError, ArithmeticError):
     """A training came to nothing: its loss is no number any more."""
+
+
+class ClusterError(WsiMilError, ConnectionError):
+    """A Dask cluster is not to be had, or was lost while slides were worked on."""

@@ -7,6 +7,7 @@ a raster. Points are (x, y), arrays are [row, column], and only this module conv
 import math
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -39,17 +40,26 @@ class PatchGeometry:
 
     @classmethod
     def plan(
-        cls, *, width_l0: int, height_l0: int, mpp_l0: float, mpp: float, patch_px: int, overlap_px: int = 0
+        cls,
+        *,
+        width_l0: int,
+        height_l0: int,
+        mpp_l0: float,
+        mpp: float,
+        patch_px: int,
+        overlap_px: int = 0,
+        allow_upsampling: bool = False,
     ) -> "PatchGeometry":
         """Return the geometry of patches of ``patch_px`` pixels at ``mpp`` on a slide.
 
         Raises:
-            SlideError: ``mpp`` is finer than the slide's own by more than ``FINER_TOLERANCE``.
+            SlideError: ``mpp`` is finer than the slide's own by more than ``FINER_TOLERANCE``, without
+                ``allow_upsampling``.
         """
-        if mpp < mpp_l0 * (1 - FINER_TOLERANCE):
+        if is_enlarged(mpp, mpp_l0) and not allow_upsampling:
             raise SlideError(
                 f"--mpp {mpp:g} is finer than the slide's own {mpp_l0:g} um per pixel; "
-                f"enlarging adds no detail. Use --mpp {mpp_l0:g} or coarser."
+                f"enlarging adds no detail. Use --mpp {mpp_l0:g} or coarser, or --allow-upsampling."
             )
         scale = mpp / mpp_l0
         return cls(
@@ -74,6 +84,11 @@ class PatchGeometry:
         return count(self.height_l0), count(self.width_l0)
 
 
+def is_enlarged(mpp: float, mpp_l0: float) -> bool:
+    """Tell whether patches at ``mpp`` show more pixels than a slide of ``mpp_l0`` has."""
+    return mpp < mpp_l0 * (1 - FINER_TOLERANCE)
+
+
 def grid_l0(geometry: PatchGeometry) -> NDArray[np.int64]:
     """Return (N, 2) level-0 (x, y) of the top-left corner of every patch of the grid, in row-major order.
 
@@ -84,6 +99,20 @@ def grid_l0(geometry: PatchGeometry) -> NDArray[np.int64]:
     y = np.rint(np.arange(rows) * geometry.stride_l0).astype(np.int64)
     x = np.rint(np.arange(columns) * geometry.stride_l0).astype(np.int64)
     return np.stack([np.tile(x, rows), np.repeat(y, columns)], axis=1)
+
+
+def concentric_l0(
+    coords: NDArray[np.int64], geometry: PatchGeometry, patch_size_l0: float
+) -> NDArray[np.int64]:
+    """Return the corners of patches of side ``patch_size_l0`` around the centres of patches of the grid.
+
+    Centres are those of the exact, unrounded cells. Corners may be negative: a patch may reach over the edge.
+    """
+    corners = cells_rc(coords, geometry)[:, ::-1] * geometry.stride_l0
+    moved: NDArray[np.int64] = np.rint(corners + (geometry.patch_size_l0 - patch_size_l0) / 2).astype(
+        np.int64
+    )
+    return moved
 
 
 def cells_rc(coords: NDArray[np.int64], geometry: PatchGeometry) -> NDArray[np.int64]:
@@ -175,8 +204,7 @@ def box_means(raster: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[
     Boxes have fractional edges; parts outside the raster count as 0. One integral image serves all boxes:
     between its grid points it is bilinear, because the raster is constant within a pixel.
     """
-    integral = np.zeros((raster.shape[0] + 1, raster.shape[1] + 1))
-    np.cumsum(np.cumsum(raster, axis=0, dtype=np.float64), axis=1, out=integral[1:, 1:])
+    integral = np.asarray(cv2.integral(raster, sdepth=cv2.CV_64F))  # sums of whole numbers: exact
 
     def at(y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
         y, x = np.clip(y, 0, raster.shape[0]), np.clip(x, 0, raster.shape[1])

@@ -48,17 +48,23 @@ def draw_slide(
     upper left corner, none if not ``tumor``.
     """
     layout = lay_out(rng, side_um=side_um, tissue_fraction=tissue_fraction, tumor=tumor)
+    hematoxylin, eosin = draw_amounts(rng, layout, mpp)
+    return develop(rng, hematoxylin, eosin, stain, mpp), layout.planted
+
+
+def draw_amounts(rng: np.random.Generator, layout: Layout, mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return how much of each stain there is, (height, width) float32 at ``mpp``: hematoxylin and eosin."""
     hematoxylin, eosin, nuclei = _Ground(rng, layout).draw()
-    side = round(side_um / mpp)
+    side = round(layout.side_um / mpp)
     if side != hematoxylin.shape[0]:
         enlarged = [cv2.resize(a, (side, side), interpolation=cv2.INTER_CUBIC) for a in (hematoxylin, eosin)]
         hematoxylin, eosin = enlarged
     for group in nuclei:
         stamp(rng, hematoxylin, eosin, group, mpp)
-    return _develop(rng, hematoxylin, eosin, stain, mpp), layout.planted
+    return hematoxylin, eosin
 
 
-def _develop(
+def develop(
     rng: np.random.Generator, hematoxylin: np.ndarray, eosin: np.ndarray, stain: Stain, mpp: float
 ) -> np.ndarray:
     """Let light through the stains; return (height, width, 3) uint8 RGB as a camera records it."""

@@ -31,7 +31,7 @@ class Layout:
 
 def lay_out(rng: np.random.Generator, *, side_um: float, tissue_fraction: float, tumor: bool) -> Layout:
     """Lay out one square slide of which ``tissue_fraction`` is tissue, with planted regions if ``tumor``."""
-    depth_um = _tissue_depth(rng, side_um, tissue_fraction)
+    depth_um = tissue_depth(rng, side_um, tissue_fraction)
     room = _Room(rng, depth_um)
     tissue_um2 = float((depth_um > 0).sum()) * MAP_UM**2
     radii_um = _planted_radii(rng, tissue_um2)
@@ -85,7 +85,8 @@ def smooth_noise(rng: np.random.Generator, side: int, scale: float) -> np.ndarra
     return (noise - noise.mean()) / max(float(noise.std()), 1e-6)
 
 
-def _tissue_depth(rng: np.random.Generator, side_um: float, fraction: float) -> np.ndarray:
+def tissue_depth(rng: np.random.Generator, side_um: float, fraction: float) -> np.ndarray:
+    """Return (rows, columns) in steps of ``MAP_UM``: microns to the edge of tissue, below 0 on glass."""
     cells = round(side_um / MAP_UM)
     y, x = np.mgrid[0:cells, 0:cells].astype(np.float32) / cells - 0.5
     turn = rng.uniform(0, np.pi)

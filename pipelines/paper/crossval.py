@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipelines.paper import keys, runs, tables
 from pipelines.paper.bags import Bag, digest
@@ -21,16 +20,13 @@ from pipelines.paper.recipe import METHODS, Recipe
 from wsi_mil.errors import WsiMilError
 
 Load = Callable[[Path], list[Bag]]
-Prepare = Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
 
 
 @functools.cache
-def _loaded(load: Load, data: Path, prepare: Prepare | None) -> tuple[list[Bag], str]:
-    """Return the bags, made ready, and the digest of what they were before."""
+def _loaded(load: Load, data: Path) -> tuple[list[Bag], str]:
+    """Return the bags and their digest."""
     bags = load(data)
-    if prepare is None:
-        return bags, digest(bags)
-    return [dataclasses.replace(bag, patches=prepare(bag.patches)) for bag in bags], digest(bags)
+    return bags, digest(bags)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +41,12 @@ class CrossValidation:
     @property
     def bags(self) -> list[Bag]:
         """Return all bags; they are read once per process."""
-        return _loaded(self.load, self.data, self.recipe.prepare)[0]
+        return _loaded(self.load, self.data)[0]
 
     def runs_of(self, method: str, repetition: int) -> list[runs.Run]:
         """Return the runs of one cross-validation; each repetition draws its own folds."""
         settings = self.recipe.settings(method) | {
-            "data": _loaded(self.load, self.data, self.recipe.prepare)[1],
+            "data": _loaded(self.load, self.data)[1],
             "repetition": repetition,
             "folds": self.folds,
         }

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from torch import nn
 
 from pipelines.paper import networks
 from pipelines.paper.augment import Augment
-from pipelines.paper.colours import reinhard
 from wsi_mil.config import TrainConfig
 from wsi_mil.models import make_task
 from wsi_mil.train.patches import Augment as Change
@@ -31,6 +28,8 @@ METHODS = {
 """The paper's six methods: our name of the model, and what the paper calls it, in its order."""
 
 ATTENTION_DIM = 128
+INITIAL_WEIGHTS = "glorot"
+"""Of pooling and classifier, as the encoder's (``networks``)."""
 CLASSES = ("negative", "positive")
 
 Precision = Literal["fp32", "bf16"]
@@ -39,20 +38,19 @@ Precision = Literal["fp32", "bf16"]
 def histology(side: int) -> "Recipe":
     """Return the recipe of breast and colon, for patches of ``side`` pixels."""
     return Recipe(
-        front=functools.partial(networks.histology, side), features=networks.HISTOLOGY, prepare=reinhard,
-        augment=Augment(), learning_rate=1e-4, weight_decay=5e-4, epochs=100,
+        front=functools.partial(networks.histology, side), features=networks.HISTOLOGY, augment=Augment(),
+        learning_rate=1e-4, weight_decay=5e-4, epochs=100,
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """An encoder, its ``features``, how patches are made ready (``prepare``) and changed in training
-    (``augment``), and the optimiser's settings. ``patience`` None: all epochs, as in the paper.
+    """An encoder, its ``features``, how patches are changed in training (``augment``), and the optimiser's
+    settings. ``patience`` None: all epochs, as in the paper.
     """
 
     front: Callable[[], nn.Module]
     features: int
-    prepare: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None = None
     augment: Change | None
     learning_rate: float
     weight_decay: float
@@ -71,6 +69,7 @@ class Recipe:
             "branches": "shared",
             "dropout": 0.0,
             "members": 1,
+            "initial_weights": INITIAL_WEIGHTS,
         }
 
     def config(self, method: str) -> TrainConfig:
@@ -95,6 +94,6 @@ class Recipe:
             "batch_size", "epochs", "patience", "precision",
         )  # fmt: skip
         return {name: getattr(config, name) for name in names} | {
-            "prepare": self.prepare and self.prepare.__name__,
             "augment": repr(self.augment),
+            "initial_weights": INITIAL_WEIGHTS,
         }

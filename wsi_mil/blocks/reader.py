@@ -231,7 +231,7 @@ class SlidePatches:
         """
         slide = self._slide
         with self._alone:
-            fresh = open_slide(slide.path, slide.reader, slide.mpp_l0)
+            fresh = open_slide(slide.path, slide.reader, slide.mpp_l0, slide.icc)
             try:
                 region = fresh.read_level(self._placement.level, *window)
             except SlideError as error:

@@ -7,7 +7,6 @@ are bicubic, widened against aliasing, by torch: the same filter as Pillow's, se
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -42,9 +41,11 @@ def resample(
     """
     height, width = out.shape[:2]
     if not any(start_xy):
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        import torch  # a second that only this filter needs
+
         # The operator below ``interpolate``, which takes a size or a scale: here the size is whole and the
         # scale exact, though the last output pixel may end within a pixel.
+        image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
         scale = 1 / ratio_xy[1], 1 / ratio_xy[0]
         resized = torch.ops.aten._upsample_bicubic2d_aa(image, [height, width], False, *scale)
         out[...] = resized[0].permute(1, 2, 0).numpy()

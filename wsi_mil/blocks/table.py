@@ -5,7 +5,7 @@ equal OpenSlide's. It says in words why a slide has none: those are read through
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ PLAIN_VENDORS = ("aperio", "generic-tiff", "philips")
 
 _JPEG = 7
 _APERIO_YCBCR, _JPEG2000 = 33003, (33003, 33005, 34712)
-_COMPRESSIONS = {
+COMPRESSIONS = {
     1: "none",
     5: "LZW",
     7: "JPEG",
@@ -35,10 +35,11 @@ _COMPRESSIONS = {
 } | dict.fromkeys(_JPEG2000, "JPEG 2000")
 _RGB, _YCBCR = 2, 6
 _LARGEST_BLOCK = 4096 * 4096  # pixels
+_STRUCTURE = 65_536  # bytes of a remote file that are fetched with a directory
 # Says that three components are RGB, which a JPEG inside a TIFF often leaves to the TIFF's own tags.
 _ADOBE_RGB = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00\x00"
 # What tifffile and the decoders of imagecodecs raise on damaged input (their own errors are RuntimeErrors).
-_ERRORS = (
+ERRORS = (
     *(OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError),
     *(AssertionError, MemoryError, struct.error),
 )
@@ -62,7 +63,8 @@ class Table:
     """The blocks of one level.
 
     ``width``, ``height`` of the level and ``block_width``, ``block_height`` in its pixels; ``offsets``,
-    ``counts`` in bytes, row by row: a count of 0 is an empty block, of the slide's background.
+    ``counts`` in bytes, row by row: a count of 0 is an empty block, of the slide's background. ``to_srgb``
+    converts colours, where that was asked for (``Slide.to_srgb``).
     """
 
     level: int
@@ -77,6 +79,7 @@ class Table:
     compression: str
     source: Source
     background: tuple[int, int, int]
+    to_srgb: Callable[[NDArray[np.uint8]], NDArray[np.uint8]] | None
     page: Any
     jpeg_head: bytes
 
@@ -98,9 +101,11 @@ class Table:
                 self._decode_jpeg(data, out)
             else:
                 self._decode_other(data, row, column, out)
-        except _ERRORS as error:
+        except ERRORS as error:
             where = f"level {self.level}, block (row {row}, column {column})"
             raise BlockError(where, str(error) or type(error).__name__) from error
+        if self.to_srgb is not None:
+            out[...] = self.to_srgb(out)
         if row == self.rows - 1 or column == self.columns - 1:
             self._blank_beyond(row, column, out)
 
@@ -163,15 +168,14 @@ def open_table(slide: Slide, level: int) -> Table:
     Raises:
         NoTableError: its blocks are not of a kind that is known here; the slide itself may be in order.
     """
-    if slide.reader == "openslide" and slide.vendor not in PLAIN_VENDORS:
-        raise NoTableError(f"{slide.vendor or 'unknown'} slides have no plain grid of blocks")
+    check_vendor(slide)
     try:
         source = LocalFile(slide.path) if isinstance(slide.path, Path) else RemoteFile(slide.path)
     except OSError as error:
         raise NoTableError(f"its file cannot be opened ({error})") from error
     try:
         return _read_table(slide, level, source)
-    except _ERRORS as error:
+    except ERRORS as error:
         source.close()
         raise NoTableError(f"its TIFF structure cannot be read ({error})") from error
     except BaseException:
@@ -181,15 +185,9 @@ def open_table(slide: Slide, level: int) -> Table:
 
 def _read_table(slide: Slide, level: int, source: Source) -> Table:
     width, height = slide.level_sizes[level]
-    with _open_bytes(slide.path) as file, tifffile.TiffFile(file) as tiff:
-        page = _find_page(tiff, width, height)
-        _check_page(page)
-        rows, columns = -(-height // page.tilelength), -(-width // page.tilewidth)
-        offsets, counts = page.dataoffsets, page.databytecounts
-        if len(offsets) != rows * columns or len(counts) != rows * columns:
-            raise NoTableError(f"its level {level} lists {len(offsets)} blocks, not {rows} x {columns}")
-        if 0 in counts and slide.vendor == "aperio" and level > 0:
-            raise NoTableError("empty blocks in the lower levels of an Aperio slide need OpenSlide's care")
+    with open_bytes(slide.path) as file, tifffile.TiffFile(file) as tiff:
+        page = find_page(tiff, width, height)
+        rows, columns = check_page(slide, level, page)
         _ = page.decode  # made now, while the file is open
         return Table(
             level=level,
@@ -199,21 +197,26 @@ def _read_table(slide: Slide, level: int, source: Source) -> Table:
             block_height=page.tilelength,
             rows=rows,
             columns=columns,
-            offsets=offsets,
-            counts=counts,
-            compression=_COMPRESSIONS[int(page.compression)],
+            offsets=page.dataoffsets,
+            counts=page.databytecounts,
+            compression=COMPRESSIONS[int(page.compression)],
             source=source,
             background=slide.background,
+            to_srgb=slide.to_srgb,
             page=page,
             jpeg_head=_jpeg_head(page) if page.compression == _JPEG else b"",
         )
 
 
-def _open_bytes(path: Path | str) -> Any:
-    return path.open("rb") if isinstance(path, Path) else fsspec.open(path, "rb").open()
+def open_bytes(path: Path | str) -> Any:
+    """Open a file to read its TIFF structure; of a remote one only what is asked for is fetched."""
+    if isinstance(path, Path):
+        return path.open("rb")
+    store, where = fsspec.core.url_to_fs(path)
+    return store.open(where, "rb", block_size=_STRUCTURE)
 
 
-def _find_page(tiff: tifffile.TiffFile, width: int, height: int) -> Any:
+def find_page(tiff: tifffile.TiffFile, width: int, height: int) -> Any:
     """Return the tiled page of the level's size, as OpenSlide and tiffslide do; two such leave it open."""
     pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage)]
     pages += [
@@ -227,8 +230,27 @@ def _find_page(tiff: tifffile.TiffFile, width: int, height: int) -> Any:
     return fitting[0]
 
 
-def _check_page(page: Any) -> None:
-    if int(page.compression) not in _COMPRESSIONS:
+def check_vendor(slide: Slide) -> None:
+    """Raise NoTableError where a slide's levels are no plain grids of blocks."""
+    if slide.reader == "openslide" and slide.vendor not in PLAIN_VENDORS:
+        raise NoTableError(f"{slide.vendor or 'unknown'} slides have no plain grid of blocks")
+
+
+def check_page(slide: Slide, level: int, page: Any) -> tuple[int, int]:
+    """Return the (rows, columns) of a level's blocks; raise NoTableError where they are not read here."""
+    _check_pixels(page)
+    width, height = slide.level_sizes[level]
+    rows, columns = -(-height // page.tilelength), -(-width // page.tilewidth)
+    offsets, counts = page.dataoffsets, page.databytecounts
+    if len(offsets) != rows * columns or len(counts) != rows * columns:
+        raise NoTableError(f"its level {level} lists {len(offsets)} blocks, not {rows} x {columns}")
+    if 0 in counts and slide.vendor == "aperio" and level > 0:
+        raise NoTableError("empty blocks in the lower levels of an Aperio slide need OpenSlide's care")
+    return rows, columns
+
+
+def _check_pixels(page: Any) -> None:
+    if int(page.compression) not in COMPRESSIONS:
         raise NoTableError(f"its compression ({page.compression!r}) is not one that is decoded here")
     if (page.samplesperpixel, page.bitspersample, page.planarconfig) != (3, 8, 1) or page.imagedepth != 1:
         raise NoTableError("its pixels are not three interleaved bytes")

@@ -17,6 +17,8 @@ MPP_MIN, MPP_MAX = 0.05, 5.0
 Json = Any
 Location = str | Path
 """Where a slide is: a path, or a URL (https://, s3://, gs://, ...) as text."""
+Icc = Literal["none", "srgb"]
+"""What is done with a slide's colours: nothing, or its own ICC profile brings them to sRGB."""
 Config = TypeVar("Config")
 
 
@@ -28,11 +30,18 @@ def neutral(default: Any) -> Any:
 def flag_of(each: dataclasses.Field[Any]) -> str:
     """Return what a field is called on the command line: --its-name, or what its metadata say.
 
-    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as DIR.
+    Metadata ``flag`` gives another word; ``positional`` fields have none, and are shown as that says.
     """
     if each.metadata.get("positional"):
-        return "DIR"
+        return str(each.metadata["positional"])
     return f"--{each.metadata.get('flag', each.name).replace('_', '-')}"
+
+
+def fields_of(config_class: type) -> list[dataclasses.Field[Any]]:
+    """Return the fields of a config: its own, then those that it shares with others (a cluster's)."""
+    each = dataclasses.fields(config_class)
+    own = config_class.__annotations__
+    return [f for f in each if f.name in own] + [f for f in each if f.name not in own]
 
 
 def require(condition: bool, message: str) -> None:

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import check_choices, check_name, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.share import check_share
 
 Quantity = Literal["attention", "evidence", "probability"]
 Normalize = Literal["minmax", "percentile", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatmapConfig:
+class HeatmapConfig(ClusterConfig):
     """Draw what each patch had to do with a slide's prediction, from the stored features."""
 
     run: Path = field(metadata={"neutral": True})
@@ -63,12 +65,22 @@ class HeatmapConfig:
     """For --overlap: folder of encoders' weights, as embed was given."""
     workers: int = neutral(1)
     """Processes that work on slides side by side; 0 is one per core."""
+    share: str = neutral("")
+    """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
+    the shares are joined."""
     overwrite: bool = neutral(False)
     """Draw again what other settings or another model made, instead of stopping."""
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         check_choices(self)
+        check_share(self.share)
+        require(
+            not self.share or not (self.faithfulness or self.annotations),
+            f"--share {self.share}: --faithfulness and --annotations are of all slides; ask for them "
+            "in a call of its own when the shares are drawn.",
+        )
         require(0 < self.opacity <= 1, f"--opacity {self.opacity}: above 0 and at most 1.")
         require(200 <= self.overlay_px <= 8192, f"--overlay-px {self.overlay_px}: must be 200 to 8192.")
         require(0 <= self.top_patches <= 100, f"--top-patches {self.top_patches}: must be 0 to 100.")

@@ -1,69 +1,15 @@
-"""The configs of the stages but train and heatmap: tile, embed, predict, report."""
+"""The configs of the stages but tile, train and heatmap: embed, predict, report."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Location, check_mpp, location, neutral, require
+from wsi_mil.config.base import neutral, require
+from wsi_mil.config.cluster import ClusterConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig:
-    """Cut slides into tissue patches: one coordinates file, preview and tissue outline per slide."""
-
-    slides: Location = field(metadata={"neutral": True})
-    """Folder searched for slides (with its sub-folders), one slide, or a manifest CSV slide_id,path[,mpp]. A
-    folder or slide may be a URL (https://, s3://, gs://)."""
-    run: Path = field(metadata={"neutral": True})
-    """Run folder; patches go to RUN/patches."""
-    pattern: str = neutral("")
-    """Only files that match this glob, e.g. '*.svs' (a folder is searched)."""
-    mpp: float = 0.5
-    """Microns per pixel of the patches (0.5 is '20x', 0.25 is '40x'); reached exactly, by resampling."""
-    patch_px: int = 256
-    """Side of a patch in pixels at --mpp."""
-    overlap_px: int = 0
-    """Overlap of neighbouring patches in pixels at --mpp."""
-    min_tissue: float = 0.1
-    """Keep a patch when at least this fraction of it is tissue (0 keeps every patch of the grid)."""
-    slide_mpp: float | None = None
-    """Level-0 microns per pixel for every slide, whatever the files say (the manifest's mpp column wins)."""
-    reader: Literal["auto", "openslide", "tiffslide"] = "auto"
-    """Library that reads the slides; auto is OpenSlide, and tiffslide for what OpenSlide cannot open."""
-    tissue_mpp: float = 8.0
-    """Microns per pixel of the thumbnail on which tissue is found."""
-    min_area_um2: float = 10_000.0
-    """Tissue pieces smaller than this are dropped (square microns)."""
-    max_hole_um2: float = 10_000.0
-    """Holes smaller than this are filled; larger ones stay background (square microns)."""
-    workers: int = neutral(0)
-    """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
-    overwrite: bool = neutral(False)
-    """Make outputs again that other settings made, instead of stopping."""
-
-    def __post_init__(self) -> None:
-        """Check ranges; raise ConfigError in the flag's own words."""
-        object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
-        check_mpp("--mpp", self.mpp)
-        if self.slide_mpp is not None:
-            check_mpp("--slide-mpp", self.slide_mpp)
-        require(16 <= self.patch_px <= 8192, f"--patch-px {self.patch_px}: must be 16 to 8192 pixels.")
-        require(
-            0 <= self.overlap_px < self.patch_px,
-            f"--overlap-px {self.overlap_px}: must be at least 0 and below --patch-px ({self.patch_px}).",
-        )
-        require(0 <= self.min_tissue <= 1, f"--min-tissue {self.min_tissue}: a fraction, 0 to 1.")
-        require(
-            self.mpp <= self.tissue_mpp <= 64,
-            f"--tissue-mpp {self.tissue_mpp}: must lie between --mpp ({self.mpp}) and 64.",
-        )
-        require(self.min_area_um2 >= 0, f"--min-area-um2 {self.min_area_um2}: must not be negative.")
-        require(self.max_hole_um2 >= 0, f"--max-hole-um2 {self.max_hole_um2}: must not be negative.")
-        require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EmbedConfig:
+class EmbedConfig(ClusterConfig):
     """Turn every patch into a feature vector with a pretrained encoder."""
 
     run: Path = field(metadata={"neutral": True})
@@ -86,8 +32,8 @@ class EmbedConfig:
     devices: tuple[str, ...] = neutral(())
     """Several devices, one process each, that share a queue of slides: 0,1,2,3 (GPUs) or cuda:0,cpu."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs, CPUs with AVX512-BF16
-    or AMX) and the features stay the same, which is checked at the start; fp32 elsewhere."""
+    """Arithmetic of the encoder; auto is bf16 where the hardware is fast at it (GPUs since Ampere; a CPU
+    is measured) and the features stay the same, which is checked at the start; fp32 elsewhere."""
     compile: bool = neutral(False)
     """Compile the encoder with torch.compile: a minute at the start, then faster (CPUs need a compiler)."""
     batch_size: int | None = neutral(None)
@@ -109,6 +55,7 @@ class EmbedConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         devices = tuple(name for each in self.devices for name in each.split(",") if name)
         object.__setattr__(self, "devices", devices)
         require(bool(self.encoder.strip()), "--encoder: the name is empty.")
@@ -125,6 +72,10 @@ class EmbedConfig:
         require(
             not self.devices or self.device == "auto",
             f"--device {self.device} and --devices {' '.join(self.devices)}: give one of them.",
+        )
+        require(
+            not self.devices or not self.on_cluster,
+            f"--devices {' '.join(self.devices)}: a cluster's workers have a device each; leave it out.",
         )
 
 

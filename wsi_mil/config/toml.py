@@ -1,4 +1,4 @@
-"""Configs as TOML: one file may hold a table for every command."""
+"""Configs as TOML: one file may hold a table for every command, and ``[cluster]`` for all that use one."""
 
 import dataclasses
 import tomllib
@@ -7,20 +7,33 @@ from typing import Any, get_origin
 
 import tomli_w
 
-from wsi_mil.config.base import Config, Json, choices_of, kinds_of, location, require
+from wsi_mil.config.base import Config, Json, choices_of, fields_of, kinds_of, location, require
+from wsi_mil.config.cluster import CLUSTER_KEYS, PLACE_KEYS, ClusterConfig
 from wsi_mil.config.heatmap import HeatmapConfig
-from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig, TileConfig
-from wsi_mil.config.tools import EncodersConfig, ExportConfig, ImportConfig, VerifyConfig
+from wsi_mil.config.stages import EmbedConfig, PredictConfig, ReportConfig
+from wsi_mil.config.tile import TileConfig
+from wsi_mil.config.tools import (
+    EncodersConfig,
+    ExportConfig,
+    ImportConfig,
+    InspectConfig,
+    RunConfig,
+    VerifyConfig,
+    ViewConfig,
+)
 from wsi_mil.config.train import TrainConfig
 from wsi_mil.errors import ConfigError
 
 STAGE_CONFIGS: dict[str, type] = {
+    "inspect": InspectConfig,
     "tile": TileConfig,
     "embed": EmbedConfig,
     "train": TrainConfig,
     "heatmap": HeatmapConfig,
     "predict": PredictConfig,
     "report": ReportConfig,
+    "run": RunConfig,
+    "view": ViewConfig,
     "encoders": EncodersConfig,
     "verify": VerifyConfig,
     "import": ImportConfig,
@@ -29,13 +42,15 @@ STAGE_CONFIGS: dict[str, type] = {
 """The commands, in the order in which they are listed; a table of a TOML file has the command's name."""
 
 
-def toml_values(path: Path, stage: str) -> dict[str, Json]:
-    """Return the keys of the table ``[stage]`` of a TOML file.
+CLUSTER = "cluster"
+"""The table that says, once for all stages, which cluster does the work."""
 
-    One file may hold the tables of all stages; every table and every key of this stage's must be known.
+
+def toml_tables(path: Path) -> dict[str, dict[str, Json]]:
+    """Return the tables of a TOML file.
 
     Raises:
-        ConfigError: the file is missing or no TOML, or holds an unknown table or key.
+        ConfigError: the file is missing or no TOML, or holds an unknown table.
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -43,20 +58,40 @@ def toml_values(path: Path, stage: str) -> dict[str, Json]:
         raise ConfigError(f"--config {path}: cannot be read ({error.strerror}).") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: not TOML ({error}).") from error
-    for table in content:
+    known = [*(name for name in STAGE_CONFIGS if name != "run"), CLUSTER]
+    for table, values in content.items():
         require(
-            table in STAGE_CONFIGS,
+            table in known and isinstance(values, dict),
             f"--config {path}: unknown table or key '{table}' at the top; settings go below a table: "
-            + ", ".join(f"[{name}]" for name in STAGE_CONFIGS)
+            + ", ".join(f"[{name}]" for name in known)
             + ".",
         )
-    values = content.get(stage, {})
-    known = [f.name for f in dataclasses.fields(STAGE_CONFIGS[stage])]
-    for key in values:
-        require(
-            key in known, f"--config {path}: unknown key '{key}' in [{stage}]; known: {', '.join(known)}."
-        )
-    return dict(values)
+    return content
+
+
+def toml_values(path: Path, stage: str) -> dict[str, Json]:
+    """Return the keys of the table ``[stage]`` of a TOML file, and those of ``[cluster]`` where it uses one.
+
+    One file may hold the tables of all stages; every table and every key of this stage's must be known. A
+    stage that names a place of its own (``dask = "none"``) does not take that of ``[cluster]``.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, or holds an unknown table or key.
+    """
+    tables = toml_tables(path)
+    values = dict(tables.get(stage, {}))
+    known = [f.name for f in fields_of(STAGE_CONFIGS[stage])]
+    cluster = tables.get(CLUSTER, {})
+    for table, keys, wanted in ((stage, values, known), (CLUSTER, cluster, list(CLUSTER_KEYS))):
+        for key in keys:
+            require(
+                key in wanted,
+                f"--config {path}: unknown key '{key}' in [{table}]; known: {', '.join(wanted)}.",
+            )
+    if issubclass(STAGE_CONFIGS[stage], ClusterConfig):
+        own = values.keys() & set(PLACE_KEYS)
+        values = {k: v for k, v in cluster.items() if not (own and k in PLACE_KEYS)} | values
+    return values
 
 
 def from_toml(config_class: type[Config], path: Path, **overrides: Json) -> Config:
@@ -97,7 +132,7 @@ def _typed(value: Json, annotation: Any, where: str) -> Json:
 def to_toml(config: object) -> str:
     """Return the config as TOML under its stage's table; fields that are None are left out."""
     stage = next(name for name, known in STAGE_CONFIGS.items() if type(config) is known)
-    values = {f.name: getattr(config, f.name) for f in dataclasses.fields(config)}  # type: ignore[arg-type]
+    values = {f.name: getattr(config, f.name) for f in fields_of(type(config))}
     plain = {
         key: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
         for key, v in values.items()

@@ -1,10 +1,41 @@
-"""The configs of the commands beside the stages: encoders, verify, import, export."""
+"""The configs of the commands beside the stages: run, view, inspect, encoders, verify, import, export."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Location, check_mpp, location, neutral, require
+from wsi_mil.config.base import Icc, Location, check_choices, check_mpp, location, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ClusterConfig):
+    """Do all stages that a TOML file has tables for, in their order; what is done is skipped."""
+
+    pipeline: Path = field(metadata={"positional": "PIPELINE.toml", "neutral": True})
+    """File with a table for each stage ([tile], [embed], [train], [heatmap], [report]) and, for a cluster to
+    do the work, [cluster]."""
+    run: Path | None = neutral(None)
+    """Run folder, instead of those that the tables name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViewConfig:
+    """Look at the run's slides in the browser, at full resolution, with their heatmaps over them."""
+
+    run: Path = field(metadata={"neutral": True})
+    """Run folder."""
+    port: int = neutral(0)
+    """Port on 127.0.0.1; 0 picks a free one."""
+    token: bool = neutral(True)
+    """Put a secret into the address, so that other users of this machine cannot open it."""
+    cache_mib: int = neutral(256)
+    """Memory for parts of slides that were shown before, in MiB."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; raise ConfigError in the flag's own words."""
+        require(0 <= self.port <= 65535, f"--port {self.port}: 0 (a free one) to 65535.")
+        require(1 <= self.cache_mib <= 65536, f"--cache-mib {self.cache_mib}: must be 1 to 65536.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +58,40 @@ class EncodersConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """Look at slides before work begins: what they are, what is wrong with them, and what to do."""
+
+    slides: tuple[Location, ...] = field(metadata={"positional": "SLIDES"})
+    """Folders of slides (with their sub-folders), slides, manifests (CSV slide_id,path[,mpp]), or URLs."""
+    json: bool = False
+    """Print JSON instead of tables."""
+    labels: Path | None = None
+    """CSV with a column slide_id: names the labels without a slide and the slides without a label."""
+    pattern: str = ""
+    """Only files that match this glob, e.g. '*.svs' (folders are searched)."""
+    mpp: float | None = None
+    """Microns per pixel that the slides are to be tiled at: those that are coarser count as wrong."""
+    slide_mpp: float | None = None
+    """Level-0 microns per pixel for every slide, whatever the files say (a manifest's mpp column wins)."""
+    reader: Literal["auto", "openslide", "tiffslide"] = "auto"
+    """Library that reads the slides; auto is OpenSlide, and tiffslide for what OpenSlide cannot open."""
+    icc: Icc = "none"
+    """srgb: slides without an ICC profile that can be used count as wrong: `tile --icc srgb` fails them."""
+    workers: int = 0
+    """Processes that work on slides side by side; 0 is one per core, 1 is none besides this one."""
+
+    def __post_init__(self) -> None:
+        """Check ranges; raise ConfigError in the flag's own words."""
+        object.__setattr__(self, "slides", tuple(map(location, self.slides)))  # the command line gives text
+        require(bool(self.slides), "SLIDES: name a folder, a slide, a manifest or a URL.")
+        check_choices(self)
+        for flag, mpp in (("--mpp", self.mpp), ("--slide-mpp", self.slide_mpp)):
+            if mpp is not None:
+                check_mpp(flag, mpp)
+        require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class VerifyConfig:
     """Open, count and hash every file of a run against its record; name what is wrong, and leftovers."""
 
@@ -44,7 +109,7 @@ class ImportConfig:
         metadata={"flag": "from"}
     )
     """Which tool made the files."""
-    source: Path = field(metadata={"positional": True, "neutral": True})
+    source: Path = field(metadata={"positional": "DIR", "neutral": True})
     """Folder of the other tool's files (with its sub-folders)."""
     run: Path = field(metadata={"neutral": True})
     """Run folder; features go to RUN/features/ENCODER, where patches lie to RUN/patches."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from wsi_mil.config.base import check_choices, check_name, neutral, require
+from wsi_mil.config.cluster import ClusterConfig
 
 MODELS = (
     "gated-attention", "attention", "mean", "max",
@@ -21,7 +22,7 @@ _COUNTS = ("attention_dim", "members", "epochs", "patience", "batch_size", "repe
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ClusterConfig):
     """Train and cross-validate a multiple instance learning model on the stored features."""
 
     run: Path = field(metadata={"neutral": True})
@@ -126,6 +127,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        super().__post_init__()
         object.__setattr__(self, "classes", tuple(self.classes))  # a list in Python is fine
         check_choices(self)
         require(

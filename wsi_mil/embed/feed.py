@@ -260,7 +260,8 @@ def read_job(settings: ReadSettings, say: Callable[[str], None] | None = None) -
     def read(job: Job) -> Generator[Part]:
         patches = job.patches
         check_inside(patches)
-        with open_slide(patches.slide_path, patches.reader, patches.geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+        reader, mpp = patches.reader, patches.geometry.mpp_l0
+        with open_slide(patches.slide_path, reader, mpp, patches.icc) as slide:  # type: ignore[arg-type]
             if (slide.width_l0, slide.height_l0) != (patches.geometry.width_l0, patches.geometry.height_l0):
                 raise _replaced(
                     patches,
@@ -280,9 +281,15 @@ def read_open_slide(slide: Slide, job: Job, settings: ReadSettings) -> Generator
     """Yield the patches of a job from its open slide; those that cannot be read become ``job.broken``.
 
     Raises:
-        SlideError: more than ``max_broken`` of the patches cannot be read.
+        SlideError: more than ``max_broken`` of the patches cannot be read, or the slide is open with other
+            colours than it was tiled with.
     """
     patches = job.patches
+    if slide.icc != patches.icc:
+        raise SlideError(
+            f"{slide.path}: opened with icc {slide.icc!r}, and tiled with {patches.icc!r}: its patches would "
+            "have other colours than those that were chosen; open it with icc=patches.icc."
+        )
     order = blocks.sweep_order(slide, patches.coords, patches.geometry, settings.memory_mib)
 
     def note(words: str) -> None:

@@ -9,6 +9,7 @@ import functools
 import os
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,21 +19,18 @@ import torch
 from wsi_mil import config as configs
 from wsi_mil import parallel, store
 from wsi_mil.config import EmbedConfig
-from wsi_mil.device import pick_device
 from wsi_mil.embed import devices
-from wsi_mil.embed.engine import Engine
-from wsi_mil.embed.feed import Job, ReadSettings, read_job
+from wsi_mil.embed.feed import Job, read_job
 from wsi_mil.embed.interrupts import held_back
-from wsi_mil.embed.precision import Precision, choose
+from wsi_mil.embed.machine import claims_folder, elsewhere, load, set_up, settings, there
+from wsi_mil.embed.precision import Precision
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.table import Table
-from wsi_mil.embed.work import Work, readers
-from wsi_mil.encoders import Encoder, check_fit, load_encoder
+from wsi_mil.embed.tasks import EmbedTask, embed_one, get_ready
+from wsi_mil.embed.work import Work
+from wsi_mil.encoders import Encoder, check_fit
 from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 from wsi_mil.parallel import Outcome, StageResult, console
-
-_BATCH, _BATCH_GPU = 32, 256  # patches; on two CPU cores 8 to 32 are equally fast
-_READ = 64  # patches that a slide's reader hands over at a time, at most
 
 
 def run(config: EmbedConfig) -> StageResult:
@@ -51,7 +49,7 @@ def run(config: EmbedConfig) -> StageResult:
             f"--run {config.run}: no patches in {config.run / 'patches'}; run `wsi-mil tile` first."
         )
     with store.stage_record(config.run, "embed", config) as record:
-        encoder = _load(config)
+        encoder = load(config)
         plan = make_plan(config, paths, encoder)
         record["weights_digest"] = encoder.weights_digest
         for each in plan.settled:
@@ -71,9 +69,11 @@ def run(config: EmbedConfig) -> StageResult:
                     facts = devices.run_on(names, _work_on_device, (config, run_name), listener)
                     record.update(facts)
                     _name_the_lost(config, plan, listener)
+                elif plan.jobs and config.on_cluster:
+                    record.update(on_cluster(config, plan, encoder, listener, run_name))
                 elif plan.jobs:
                     record.update(work(config, plan, encoder, listener, run_name))
-            with store.Claims(_claims_folder(config, encoder.name), f"{run_name}-over") as claims:
+            with store.Claims(claims_folder(config, encoder.name), f"{run_name}-over") as claims:
                 claims.sweep()
         finally:
             table.save()
@@ -138,33 +138,22 @@ def work(
         ConfigError: the device is not to be had, or its memory does not suffice.
     """
     start = time.perf_counter()
-    device = pick_device(config.device)
-    precision = choose(config.precision, encoder, device)
-    batch_size = config.batch_size or (_BATCH_GPU if device.type == "cuda" else _BATCH)
-    engine = Engine(
-        encoder,
-        device,
-        precision.name,
-        batch_size=batch_size,
-        compiled=config.compile,
-        fp32_layers=precision.fp32_layers,
-        say=lambda words: listener.say(f"embed: {words}"),
-    )
-    _announce(encoder, plan, device, precision, listener.say)
+    engine, precision = set_up(config, encoder, lambda words: listener.say(f"embed: {words}"))
+    batch_size = engine.batch_size
+    _announce(encoder, plan, engine.device, precision, listener.say)
 
     def finished(job: Job, outcome: Outcome) -> None:
         claims.give_back(job.slide_id)
         job.forget()
         if outcome.status == "skipped":  # others did it
-            there = _there(plan.target, job.slide_id, outcome.reason)
-            outcome = dataclasses.replace(there, facts={**there.facts, "elsewhere": True})
+            outcome = elsewhere(plan.target, job.slide_id, outcome.reason)
         listener.finished(outcome)
 
     def is_done(job: Job) -> bool:
         return plan.target.is_done(job.slide_id, job.record, config.overwrite)
 
     ready = time.perf_counter()
-    with held_back() as check, store.Claims(_claims_folder(config, encoder.name), run_name) as claims:
+    with held_back() as check, store.Claims(claims_folder(config, encoder.name), run_name) as claims:
         source = Source(
             plan.jobs, claims, is_done, finished, lambda words: listener.say(f"embed: {words}"), check
         )
@@ -177,24 +166,59 @@ def work(
             finished=finished,
         )
         read = read_job(
-            _settings(config, engine), lambda words: listener.say(f"embed: some slides are {words}")
+            settings(config, engine), lambda words: listener.say(f"embed: some slides are {words}")
         )
         worker.run(source, read, source.stop, check)
-    facts: dict[str, Any] = {"device": str(device), "precision": str(precision), "compiled": config.compile}
+    facts: dict[str, Any] = {
+        "device": str(engine.device),
+        "precision": str(precision),
+        "compiled": config.compile,
+    }
     facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
     if engine.batch_size < batch_size:
         facts["batch_size_that_fits"] = engine.batch_size
     return facts
 
 
-def _settings(config: EmbedConfig, engine: Engine) -> ReadSettings:
-    """Return how slides are read for an engine: their readers share the memory.
+def on_cluster(
+    config: EmbedConfig, plan: Plan, encoder: Encoder, listener: _Listener, run_name: str
+) -> dict[str, Any]:
+    """Embed a plan's jobs on a cluster, a task per slide; return facts for stage.json.
 
-    Small pieces leave it to blocks; the feed makes batches of them.
+    Where workers offer the resource GPU only they are asked, a slide at a time each; else all are.
+
+    Raises:
+        ClusterError: the cluster is not to be had or was lost, or no worker can load the encoder.
     """
-    pieces = min(engine.batch_size, _READ)
-    memory_mib = config.memory_mib // max(readers(engine.device), 1)
-    return ReadSettings(pieces, config.workers, memory_mib, config.max_broken)
+    start = time.perf_counter()
+    tasks = {}
+    for job in plan.jobs:
+        patches = store.patches_path(config.run, job.slide_id)
+        rest = job.slide_id, job.count, job.record, plan.allowed, run_name
+        tasks[job.slide_id] = EmbedTask(config, patches, *rest)
+    place = parallel.Place(
+        cluster=config, shared=config.run, alone=True, resource="GPU",
+        prepare=functools.partial(get_ready, config, encoder.weights_digest),
+    )  # fmt: skip
+    listener.say(
+        f"embed: {plan.patches} patches of {len(plan.jobs)} slides with {encoder.name} "
+        f"({encoder.dim} features, weights {encoder.weights_digest})"
+        + (f"; {plan.allowed}" if plan.allowed else "")
+    )
+    used: dict[str, set[str]] = {"device": set(), "precision": set()}
+    ended = parallel.as_they_end(embed_one, tasks, title="embed", place=place, cost=lambda task: task.count)
+    try:
+        with closing(ended):
+            for outcome in ended:
+                for name, values in used.items():
+                    values.update([str(outcome.facts[name])] if name in outcome.facts else [])
+                listener.advance(tasks[outcome.slide_id].count)
+                listener.finished(outcome)
+    finally:
+        plan.target.sweep()  # of workers on this machine that were killed
+    return {name: sorted(values) for name, values in used.items()} | {
+        "embed_seconds": time.perf_counter() - start
+    }
 
 
 def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
@@ -227,10 +251,10 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
         allowed = check_fit(encoder, plan.mpp, plan.patch_px, config.allow_mismatch) or allowed
         try:
             if target.is_done(patches.slide_id, record, config.overwrite):
-                settled.append(_there(target, patches.slide_id))
+                settled.append(there(target, patches.slide_id))
             else:
-                load = functools.partial(store.read_patches, path)
-                jobs.append(Job(patches.slide_id, len(patches.coords), load, record))
+                read = functools.partial(store.read_patches, path)
+                jobs.append(Job(patches.slide_id, len(patches.coords), read, record))
                 patch_px = patches.geometry.patch_px
         except StaleOutputError:
             raise
@@ -245,23 +269,12 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
     return Plan(target, jobs, settled, allowed, patch_px)
 
 
-def _there(target: store.FeatureStore, slide_id: str, reason: str = "") -> Outcome:
-    """Return the outcome of a slide whose features are there, with what they say of themselves."""
-    summary = target.summary(slide_id)
-    facts = {
-        "patches": summary.patches,
-        "left_out": summary.left_out,
-        "checksum": summary.checksums.get("features", ""),
-    }
-    return Outcome(slide_id=slide_id, status="skipped", reason=reason, facts=facts)
-
-
 def _work_on_device(
     config: EmbedConfig, run_name: str, device: str, messages: devices.Messages
 ) -> dict[str, Any]:
     """Do the work of one of several processes."""
     config = dataclasses.replace(config, device=device, devices=())
-    encoder = _load(config)
+    encoder = load(config)
     plan = make_plan(config, _patches_paths(config), encoder)
     return work(config, plan, encoder, messages, run_name) if plan.jobs else {}
 
@@ -273,7 +286,7 @@ def _name_the_lost(config: EmbedConfig, plan: Plan, listener: _Listener) -> None
         if job.slide_id in told:
             continue
         if plan.target.is_done(job.slide_id, job.record, config.overwrite):
-            listener.finished(dataclasses.replace(_there(plan.target, job.slide_id), status="done"))
+            listener.finished(dataclasses.replace(there(plan.target, job.slide_id), status="done"))
         else:
             reason = "the process that worked on it died (out of memory, or a crash in a library)"
             listener.finished(Outcome(slide_id=job.slide_id, status="failed", reason=reason))
@@ -292,20 +305,6 @@ def _patches_paths(config: EmbedConfig) -> list[Path]:
 
 def _table_path(config: EmbedConfig) -> Path:
     return config.run / "embed" / "slides.csv"
-
-
-def _claims_folder(config: EmbedConfig, encoder: str) -> Path:
-    return config.run / "embed" / "claims" / store.features_folder(config.run, encoder).name
-
-
-def _load(config: EmbedConfig) -> Encoder:
-    return load_encoder(
-        config.encoder,
-        config.weights,
-        weights_dir=config.weights_dir,
-        offline=config.offline,
-        stain=config.stain,
-    )
 
 
 def _announce(

@@ -4,10 +4,8 @@ Comes in: outcomes, one by one. Goes out: the table, written now and then and at
 """
 
 import contextlib
-import fcntl
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from wsi_mil import store
@@ -56,7 +54,7 @@ class Table:
             StoreError: the disk is full, or does not let us.
         """
         self._saved = time.monotonic()
-        with self._saving, store.disk_errors(self._path), self._alone():
+        with self._saving, store.disk_errors(self._path), store.alone(self._path):
             rows: dict[str, dict[str, object]] = {
                 row["slide_id"]: {**row}
                 for row in store.read_csv(self._path)
@@ -74,12 +72,3 @@ class Table:
                 rows[outcome.slide_id] = row
             columns_only = ({name: row.get(name, "") for name in COLUMNS} for _, row in sorted(rows.items()))
             store.write_csv(self._path, COLUMNS, columns_only)
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Hold other processes of this table off, where the file system can."""
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.with_name(".slides.lock").open("w") as file:
-            with contextlib.suppress(OSError):
-                fcntl.flock(file, fcntl.LOCK_EX)
-            yield

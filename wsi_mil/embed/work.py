@@ -198,5 +198,6 @@ class Work:
             patches_digest=patches.digest,
             dim=encoder.dim,
             record=job.record,
+            mpp_source=patches.mpp_source,
             notes=notes | ({"allowed": self.allowed} if self.allowed else {}),
         )

@@ -272,6 +272,7 @@ def _read_features(plan: _Plan, patches: store.Patches, record: dict[str, Any]) 
         slide_id=plan.source.slide_id,
         slide_path=plan.slide_path,
         reader=plan.reader,
+        mpp_source=patches.mpp_source,
         geometry=plan.geometry,
         coords=patches.coords,
         features=values,

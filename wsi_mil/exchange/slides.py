@@ -10,7 +10,7 @@ from pathlib import Path
 
 from wsi_mil import manifest
 from wsi_mil.config import ImportConfig, Location
-from wsi_mil.errors import ConfigError, LabelError
+from wsi_mil.errors import LabelError
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.slide import SUFFIXES, detect, dicom_series, open_slide
 
@@ -70,17 +70,9 @@ def read_book(config: ImportConfig) -> SlideBook | None:
     if where is None:
         return None
     sizes: dict[str, tuple[int, int]] = {}
-    if isinstance(where, str):
-        entries = manifest.find_remote_slides(where, pattern="", suffixes=SUFFIXES)
-    elif where.suffix.lower() == ".csv":
-        if not where.is_file():
-            raise ConfigError(f"--slides {where}: no such manifest.")
-        entries = manifest.read_manifest(where)
+    entries = manifest.list_slides(where, suffixes=SUFFIXES, detect=detect, dicom_series=dicom_series).entries
+    if isinstance(where, Path) and where.suffix.lower() == ".csv":
         sizes = _read_sizes(where)
-    else:
-        entries = manifest.find_slides(
-            where, suffixes=SUFFIXES, detect=detect, dicom_series=dicom_series
-        ).entries
     return SlideBook({entry.slide_id: entry for entry in entries}, sizes)
 
 

@@ -12,28 +12,16 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LinearSegmentedColormap, ListedColormap, Normalize
+from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from wsi_mil.colours import COLOURS, FAINTEST, SIGNED_COLOURS
 from wsi_mil.geometry import PatchGeometry, boxes_rc
-
-COLOURS = colormaps["viridis"]
-"""Perceptually uniform and readable by the colour-blind; its green and yellow are unlike any H&E stain."""
-
-SIGNED_COLOURS = LinearSegmentedColormap.from_list(
-    "against-for", ["#08306b", "#2171b5", "#f7f7f7", "#e66101", "#7f2704"]
-)
-"""Blue against, white at 0 in the middle, orange for: readable by the colour-blind, unlike the stain."""
-
-_FAINTEST = 1 / 3
-"""Opacity of the lowest value, as a part of that of the highest: the dark violet at the low end of the
-colours is close to haematoxylin, and laid on in full it would look like stain."""
 
 _DPI = 100
 _BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
@@ -111,7 +99,7 @@ def blend(
     covered = ~np.isnan(raster)
     values = np.clip(raster[covered], 0, 1)
     weight = np.abs(values - 0.5) * 2 if signed else values
-    strength = (opacity * (_FAINTEST + (1 - _FAINTEST) * weight))[:, None]
+    strength = (opacity * (FAINTEST + (1 - FAINTEST) * weight))[:, None]
     mixed = picture.copy()
     colours = colours_of(values, signed=signed)
     mixed[covered] = np.rint((1 - strength) * picture[covered] + strength * colours).astype(np.uint8)

@@ -5,10 +5,11 @@ faithfulness and agreement with annotations, per slide and for all.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from wsi_mil import config as configs
 from wsi_mil import models, parallel, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError
@@ -38,7 +39,8 @@ def run(config: HeatmapConfig) -> StageResult:
     check(config.show, config.output_class, model.task.output_names, models.missing(model))
     predictions = {row["slide_id"]: row for row in store.read_csv(folder / "predictions.csv")}
     encoder = str(head["identity"]["encoder"])
-    slide_ids = _slide_ids(config, encoder, predictions)
+    all_ids = _slide_ids(config, encoder, predictions)
+    slide_ids = configs.share_of(all_ids, config.share)
     output = store.heatmap_folder(config.run, name, "x").parent
     store.sweep(output)
     digest = store.model_digest(folder)
@@ -53,13 +55,16 @@ def run(config: HeatmapConfig) -> StageResult:
     with store.stage_record(config.run, "heatmap", config) as record:
         record["model"] = name
         try:
-            outcomes = parallel.map_slides(draw, tasks, title="heatmap", workers=config.workers)
+            # alone: the library that draws is not for several threads
+            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, alone=True)
+            outcomes = parallel.map_slides(draw, tasks, title="heatmap", place=place, cost=_cost(config))
         finally:
             store.sweep(output)
         if config.faithfulness or config.annotations is not None:
             outcomes = _measured(config, output, tasks, outcomes)
         columns = ("slide_id", "status", "seconds", "patches", "drawn_by", "reason")
-        store.write_csv(config.run / "heatmap" / "slides.csv", columns, (each.row() for each in outcomes))
+        table = config.run / "heatmap" / "slides.csv"
+        store.write_rows(table, columns, (each.row() for each in outcomes), all_ids)
     return StageResult(stage="heatmap", output=output, outcomes=outcomes)
 
 
@@ -81,12 +86,20 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
     return chosen
 
 
+def _cost(config: HeatmapConfig) -> Callable[[Task], float]:
+    """Return what says how many patches a slide has, as far as embed's table does."""
+    rows = store.read_csv(config.run / "embed" / "slides.csv")
+    patches = {row["slide_id"]: float(row.get("patches") or 0) for row in rows}
+    return lambda task: patches.get(task.slide_id, 0.0)
+
+
 def _measured(
     config: HeatmapConfig, output: Path, tasks: Mapping[str, Task], outcomes: list[Outcome]
 ) -> list[Outcome]:
     """Measure every map that is there, write the tables, and return the outcomes with what failed in it."""
     drawn = {each.slide_id: tasks[each.slide_id] for each in outcomes if each.status != "failed"}
-    measured = parallel.map_slides(_measure, drawn, title="heatmap: faithfulness", workers=config.workers)
+    place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, alone=True)
+    measured = parallel.map_slides(_measure, drawn, title="heatmap: faithfulness", place=place)
     found = {each.slide_id: each for each in measured}
     rows = [dict(each.facts) for each in measured if each.status == "done"]
     about = {"shown": [config.show, config.output_class], "slides": len(rows), "seed": config.seed}

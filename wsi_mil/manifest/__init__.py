@@ -2,8 +2,17 @@
 
 from wsi_mil.manifest.known import in_words, known_targets
 from wsi_mil.manifest.labels import Labels, Match, check_splits, match, read_labels
+from wsi_mil.manifest.near import Reconciled, read_label_ids, reconcile
 from wsi_mil.manifest.patients import by_patient, check_patients, group_remark
-from wsi_mil.manifest.slides import Found, SlideEntry, find_remote_slides, find_slides, read_manifest
+from wsi_mil.manifest.slides import (
+    Found,
+    SlideEntry,
+    find_remote_slides,
+    find_slides,
+    list_slides,
+    read_manifest,
+    used_twice,
+)
 from wsi_mil.manifest.table import some
 from wsi_mil.manifest.targets import Targets, make_targets
 
@@ -11,6 +20,7 @@ __all__ = [
     "Found",
     "Labels",
     "Match",
+    "Reconciled",
     "SlideEntry",
     "Targets",
     "by_patient",
@@ -21,9 +31,13 @@ __all__ = [
     "group_remark",
     "in_words",
     "known_targets",
+    "list_slides",
     "make_targets",
     "match",
+    "read_label_ids",
     "read_labels",
     "read_manifest",
+    "reconcile",
     "some",
+    "used_twice",
 ]

@@ -33,6 +33,33 @@ class Found:
     others: list[Path]
 
 
+def list_slides(
+    where: Location,
+    *,
+    pattern: str = "",
+    suffixes: Sequence[str],
+    detect: Callable[[Path], str | None],
+    dicom_series: Callable[[Path], str | None],
+    unique: bool = True,
+) -> Found:
+    """Return the slides at ``where``: a folder, a slide, a manifest (.csv), or the URL of a folder or slide.
+
+    With ``unique`` off ids may be used more than once (``used_twice`` names them).
+
+    Raises:
+        ConfigError, LabelError: as ``find_slides``, ``find_remote_slides`` and ``read_manifest``.
+    """
+    if isinstance(where, str):
+        return Found(find_remote_slides(where, pattern=pattern, suffixes=suffixes, unique=unique), [])
+    if where.suffix.lower() == ".csv":
+        if not where.is_file():
+            raise ConfigError(f"--slides {where}: no such manifest.")
+        return Found(read_manifest(where, unique=unique), [])
+    return find_slides(
+        where, pattern=pattern, suffixes=suffixes, detect=detect, dicom_series=dicom_series, unique=unique
+    )
+
+
 def find_slides(
     folder: Path,
     *,
@@ -40,6 +67,7 @@ def find_slides(
     suffixes: Sequence[str],
     detect: Callable[[Path], str | None],
     dicom_series: Callable[[Path], str | None],
+    unique: bool = True,
 ) -> Found:
     """Return the slides in ``folder`` and below, in order of path.
 
@@ -70,11 +98,14 @@ def find_slides(
         narrowed = f" (--pattern {pattern!r} lets {len(wanted)} through)" if pattern and files else ""
         raise ConfigError(f"--slides {folder}: {seen}{narrowed}; wanted slides such as .svs, .tiff, .ndpi.")
     entries.sort(key=lambda entry: str(entry.path))
-    _check_unique(entries, f"--slides {folder}")
+    if unique:
+        _check_unique(entries, f"--slides {folder}")
     return Found(entries, others)
 
 
-def find_remote_slides(url: str, *, pattern: str = "", suffixes: Sequence[str]) -> list[SlideEntry]:
+def find_remote_slides(
+    url: str, *, pattern: str = "", suffixes: Sequence[str], unique: bool = True
+) -> list[SlideEntry]:
     """Return the slide at ``url``, or those below it: files with one of ``suffixes``, in order of their URLs.
 
     Raises:
@@ -100,11 +131,12 @@ def find_remote_slides(url: str, *, pattern: str = "", suffixes: Sequence[str]) 
             raise ConfigError(
                 f"--slides {url}: {len(found)} files, none of them a slide; list them in a manifest."
             )
-    _check_unique(entries, f"--slides {url}")
+    if unique:
+        _check_unique(entries, f"--slides {url}")
     return entries
 
 
-def read_manifest(path: Path) -> list[SlideEntry]:
+def read_manifest(path: Path, *, unique: bool = True) -> list[SlideEntry]:
     """Return the slides of a manifest: a CSV with slide_id and path, and optionally mpp; more is ignored.
 
     A path may be a URL; a relative path starts at the manifest's folder. A listed file that does not exist is
@@ -143,7 +175,8 @@ def read_manifest(path: Path) -> list[SlideEntry]:
         raise LabelError(f"{path}: " + "; ".join(problems) + ".")
     if not entries:
         raise LabelError(f"{path}: the manifest lists no slides.")
-    _check_unique(entries, str(path))
+    if unique:
+        _check_unique(entries, str(path))
     return entries
 
 
@@ -170,11 +203,16 @@ def _dicom_entries(
     return [SlideEntry(f"{parent.name}_{path.stem}", path) for path in series.values()]
 
 
-def _check_unique(entries: list[SlideEntry], where: str) -> None:
+def used_twice(entries: Iterable[SlideEntry]) -> dict[str, list[str]]:
+    """Return the ids that several slides have, and the paths of these."""
     by_id = defaultdict(list)
     for entry in entries:
         by_id[entry.slide_id].append(str(entry.path))
-    twice = {slide_id: paths for slide_id, paths in by_id.items() if len(paths) > 1}
+    return {slide_id: paths for slide_id, paths in by_id.items() if len(paths) > 1}
+
+
+def _check_unique(entries: list[SlideEntry], where: str) -> None:
+    twice = used_twice(entries)
     if twice:
         listed = "; ".join(f"{slide_id}: {', '.join(paths)}" for slide_id, paths in twice.items())
         raise ConfigError(

@@ -151,7 +151,18 @@ def build(head: Mapping[str, Any], front: Front | None = None) -> MilModel:
 
 
 def network(head: Mapping[str, Any], front: Front | None = None) -> Network:
-    """Return one untrained network of the head's kind; weights come from torch's global generator."""
+    """Return one untrained network of the head's kind; weights come from torch's global generator.
+
+    A head may say ``initial_weights`` "glorot" (``Network.draw_glorot``); else each layer has its own way,
+    and an attention starts as the mean.
+    """
+    made = _network(head, front)
+    if head.get("initial_weights") == "glorot":
+        made.draw_glorot()
+    return made
+
+
+def _network(head: Mapping[str, Any], front: Front | None) -> Network:
     task, model = task_of(head), str(head["model"])
     hidden = {
         "dim": int(head["identity"]["dim"]),

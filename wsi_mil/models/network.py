@@ -71,6 +71,17 @@ class Network(nn.Module, ABC):
     def shift(self, value: float) -> None:
         """Add a constant to the logits; torchmil's models have no place for it and stay as they are."""
 
+    def draw_glorot(self) -> None:
+        """Draw the weights of all linear layers but the encoder's anew, and set their biases to 0.
+
+        Source: Glorot & Bengio, AISTATS 2010 (uniform); so Ilse et al. 2018 start, the attention included.
+        """
+        for name, layer in self.named_modules():
+            if isinstance(layer, nn.Linear) and not name.startswith("front"):
+                nn.init.xavier_uniform_(layer.weight)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+
 
 class EmbeddingNetwork(Network):
     """Embedding-based: the hidden vectors are pooled, and the bag is classified."""

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from wsi_mil import manifest, store
+from wsi_mil import store
+from wsi_mil.config import Location
 from wsi_mil.errors import FormatError
+from wsi_mil.geometry import PatchGeometry
+from wsi_mil.report.verdicts import Verdict, verdicts_of
 
 STAGES = ("tile", "embed", "train", "heatmap")
 """Those that every run is meant to go through; `predict` is shown where it has run."""
@@ -24,9 +27,6 @@ _SCORE_KEYS = (
 _MODEL_KEYS = ("split", "folds", "identity")
 _FOLD_KEYS = ("fold", "n_test_patients", "n_test_slides")
 
-CLASSES = ("classification", "multilabel", "ordinal")
-"""The tasks whose predictions are probabilities."""
-
 _FIGURES = {
     "roc.png": "ROC",
     "pr.png": "precision and recall",
@@ -36,6 +36,10 @@ _FIGURES = {
     "losses.png": "losses while training",
     "null.png": "scores with shuffled labels",
 }
+
+
+_FILES = {"overlay.jpg": "overlay", "top_patches.jpg": "top patches"}
+"""The pictures in the folder of a heatmap that the page leads to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,35 +76,6 @@ class Problem:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """What one model says of a slide that it never saw, or (``learnt``) one that it was trained on.
-
-    ``probabilities`` are in the order of the model's names, and empty where the task has none; ``value`` is a
-    predicted number or a risk. Of several repeats they are the means. ``label`` is empty where it is unknown.
-    ``error`` is from 0 (right and certain) to 1: 1 - probability of the label; of several labels its mean; of
-    a number the error as a part of the model's largest. None where there is no such thing.
-    """
-
-    model: str
-    task: str
-    folds: str
-    label: str
-    patient_id: str
-    predicted: str
-    probabilities: Mapping[str, float] = field(default_factory=dict)
-    value: float | None = None
-    error: float | None = None
-    learnt: bool = False
-
-    @property
-    def wrong(self) -> bool:
-        """Tell whether another class, or other classes, were predicted than the label says."""
-        if not self.label or self.task not in CLASSES:
-            return False
-        return set(self.predicted.split(";")) != set(self.label.split(";"))
-
-
-@dataclass(frozen=True, kw_only=True)
 class Model:
     """One model: its metrics.json (``scores``) and verdicts, or the ``problem`` in reading.
 
@@ -119,14 +94,31 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a slide lies (``path`` empty: not known), what reads it, its geometry, and its preview."""
+
+    path: Location
+    reader: str
+    geometry: PatchGeometry
+    preview: Path
+
+
+@dataclass(frozen=True, kw_only=True)
 class Slide:
-    """One slide: its patches, its verdicts, the pictures that lie in the run (caption, path), and remarks."""
+    """One slide: its patches, its verdicts, its files in the run (caption, path), and remarks.
+
+    ``heatmaps`` are the folders of its heatmaps, by the model's name; ``place`` where the slide itself lies
+    and how large it is; ``statuses`` how each stage's last run ended for it.
+    """
 
     slide_id: str
     patches: int | None
     verdicts: Sequence[Verdict]
-    pictures: Sequence[tuple[str, Path]]
-    remarks: Sequence[str]
+    files: Sequence[tuple[str, Path]] = ()
+    remarks: Sequence[str] = ()
+    heatmaps: Mapping[str, Path] = field(default_factory=dict)
+    place: Place | None = None
+    statuses: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def error(self) -> float | None:
@@ -157,7 +149,11 @@ def read_slides(run: Path, stages: Sequence[Stage], models: Sequence[Model]) -> 
     ids = {path.stem for path in (run / "patches").glob("*.h5") if path.name[0] != "."}
     ids |= {row["slide_id"] for stage in stages for row in stage.rows if "slide_id" in row}
     ids |= {slide_id for model in models for slide_id in model.verdicts}
-    slides = [_read_slide(run, slide_id, models) for slide_id in sorted(ids)]
+    statuses: dict[str, dict[str, str]] = {slide_id: {} for slide_id in ids}
+    for stage in stages:
+        for row in stage.rows:
+            statuses[row["slide_id"]][stage.name] = row.get("status", "")
+    slides = [replace(_read_slide(run, each, models), statuses=statuses[each]) for each in sorted(ids)]
     return sorted(slides, key=lambda each: (each.error is None, -(each.error or 0.0), each.slide_id))
 
 
@@ -246,7 +242,7 @@ def _read_model(folder: Path) -> Model:
         for each in scores["folds"]:
             _require_keys(each, _FOLD_KEYS, "folds")
         rows = store.read_csv(folder / "predictions.csv")
-        verdicts = _verdicts(folder.name, scores["task"], scores["names"], rows)
+        verdicts = verdicts_of(folder.name, scores["task"], scores["names"], rows)
         settings = (folder / "config.toml").read_text(encoding="utf-8")
         digest = store.model_digest(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -268,7 +264,7 @@ def _read_predicted(folder: Path) -> Model:
     try:
         found = store.read_predictions(folder)
         task, names = found.facts["task"], found.facts["names"]
-        verdicts = _verdicts(name, task, names, list(found.rows.values()))
+        verdicts = verdicts_of(name, task, names, list(found.rows.values()))
         scores: Mapping[str, Any] = {}
         if (folder / "metrics.json").exists():
             scores = store.read_metrics(folder)
@@ -279,79 +275,39 @@ def _read_predicted(folder: Path) -> Model:
     return Model(name=name, scores=scores, verdicts=verdicts, elsewhere=True)
 
 
-def _verdicts(
-    model: str, task: str, names: Sequence[str], rows: Sequence[Mapping[str, str]]
-) -> dict[str, Verdict]:
-    """Return the verdict on each slide, from a table of predictions with a row per repeat and slide."""
-    of_slide: dict[str, list[Mapping[str, str]]] = {}
-    for row in rows:
-        of_slide.setdefault(row["slide_id"], []).append(row)
-    columns = [f"probability_{name}" for name in names] if task in CLASSES else list(names)
-    found = {}
-    for slide_id, each in of_slide.items():
-        means = [sum(float(row[column]) for row in each) / len(each) for column in columns]
-        first = each[0]
-        fold = ", ".join(row["fold"] for row in each) if "fold" in first else f"mean of {first['folds']}"
-        found[slide_id] = Verdict(
-            model=model,
-            task=task,
-            folds=fold,
-            label=first.get("label", ""),
-            patient_id=first.get("patient_id", ""),
-            predicted=first["predicted"] if len(each) == 1 else manifest.in_words(task, names, means),
-            probabilities=dict(zip(names, means, strict=True)) if task in CLASSES else {},
-            value=None if task in CLASSES else means[0],
-            learnt=first.get("trained_on") == "yes",
-        )
-    return _with_errors(task, found)
-
-
-def _with_errors(task: str, verdicts: Mapping[str, Verdict]) -> dict[str, Verdict]:
-    """Return the verdicts with how wrong they are, where the label is known."""
-    errors = {}
-    for slide_id, each in verdicts.items():
-        if each.label and task == "multilabel":
-            held = set(each.label.split(";"))
-            apart = [abs((name in held) - p) for name, p in each.probabilities.items()]
-            errors[slide_id] = sum(apart) / len(apart)
-        elif each.label and task in CLASSES:
-            errors[slide_id] = 1 - each.probabilities.get(each.label, 0.0)
-        elif each.label and task == "regression" and each.value is not None:
-            errors[slide_id] = abs(each.value - float(each.label))
-    largest = max(errors.values(), default=0.0) if task == "regression" else 1.0
-    return {
-        slide_id: replace(each, error=errors[slide_id] / largest if largest else 0.0)
-        if slide_id in errors
-        else each
-        for slide_id, each in verdicts.items()
-    }
-
-
 def _read_slide(run: Path, slide_id: str, models: Sequence[Model]) -> Slide:
     verdicts = [model.verdicts[slide_id] for model in models if slide_id in model.verdicts]
     if Path(slide_id).name != slide_id:  # a path in the labels, say: no file of the run can bear it
-        return Slide(slide_id=slide_id, patches=None, verdicts=verdicts, pictures=[], remarks=[])
+        return Slide(slide_id=slide_id, patches=None, verdicts=verdicts)
     remarks: list[str] = []
-    patches = None
+    patches, place = None, None
     path = store.patches_path(run, slide_id)
+    preview = path.with_name(f"{slide_id}.jpg")
     if path.exists():
         try:
-            patches = len(store.read_patches(path).coords)
+            read = store.read_patches(path)
+            patches = len(read.coords)
+            place = Place(path=read.slide_path, reader=read.reader, geometry=read.geometry, preview=preview)
         except (FormatError, OSError, KeyError) as error:
             remarks.append(f"its patches cannot be read: {error}")
-    pictures = [("tissue and patches", path.with_name(f"{slide_id}.jpg"))]
+    files = [("tissue and patches", preview)]
     digests = {model.name: model.digest for model in models}
+    heatmaps = {}
     for folder in _folders(run / "heatmaps"):
-        overlay = store.heatmap_folder(run, folder.name, slide_id) / "overlay.jpg"
-        pictures.append((f"attention of {folder.name}, brighter is higher", overlay))
-        if overlay.exists() and (remark := _stale(overlay.parent, digests.get(folder.name, ""))):
-            remarks.append(f"heatmap of {folder.name}: {remark}")
+        heatmap = store.heatmap_folder(run, folder.name, slide_id)
+        if heatmap.is_dir():
+            heatmaps[folder.name] = heatmap
+            files += [(f"{words} ({folder.name})", heatmap / name) for name, words in _FILES.items()]
+            if remark := _stale(heatmap, digests.get(folder.name, "")):
+                remarks.append(f"heatmap of {folder.name}: {remark}")
     return Slide(
         slide_id=slide_id,
         patches=patches,
         verdicts=verdicts,
-        pictures=[each for each in pictures if each[1].exists()],
+        files=[each for each in files if each[1].exists()],
         remarks=remarks,
+        heatmaps=heatmaps,
+        place=place,
     )
 
 

@@ -1,46 +1,30 @@
 """Write RUN/report.html from what lies in the run folder, whichever stages have run.
 
-Comes in: a run folder. Goes out: one page that holds its pictures, asks the network for nothing and needs no
-JavaScript. Names and reasons come from outside and are escaped by the template engine.
+Comes in: a run folder. Goes out: one page that holds its pictures and asks the network for nothing. The
+slides are read for one picture each, which is kept in RUN/report/thumbnails.
 """
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
-
-import jinja2
 
 from wsi_mil import store
 from wsi_mil.config import ReportConfig
-from wsi_mil.errors import ConfigError
+from wsi_mil.errors import ConfigError, FormatError
 from wsi_mil.parallel import Outcome, StageResult, progress
 from wsi_mil.report import figures, gather
-from wsi_mil.report.figures import Confusion, Picture
-from wsi_mil.report.gather import CLASSES, Model, Slide
+from wsi_mil.report.gather import Model, Slide
+from wsi_mil.report.layers import Layer, layers
+from wsi_mil.report.page import Card, Sheet, render
+from wsi_mil.report.thumbnails import thumbnail
 
 _PICTURE_BYTES = 13_500_000
 """For all pictures together: 18 MB in base64, so that a page of 200 slides stays under 20 MB."""
 
-_TEMPLATE = "report.html.j2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Card:
-    slide: Slide
-    pictures: Sequence[Picture]
-    remarks: Sequence[str]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Sheet:
-    model: Model
-    confusion: Confusion | None
-    figures: Sequence[Picture]
-    remarks: Sequence[str]
+_HEAT_PART = 0.35  # of a slide's share; the rest is its picture
+_HEAT_BYTES = 60_000  # at most, of a slide
 
 
 def run(config: ReportConfig) -> StageResult:
@@ -61,8 +45,8 @@ def run(config: ReportConfig) -> StageResult:
         slides = gather.read_slides(config.run, stages, models)
         sheets = [_sheet(model) for model in models]
         taken = sum(len(picture.uri) for sheet in sheets for picture in sheet.figures)
-        cards = _cards(slides, max(_PICTURE_BYTES - taken, _PICTURE_BYTES // 2))
-        page = _render(
+        cards = _cards(config.run, slides, max(_PICTURE_BYTES - taken, _PICTURE_BYTES // 2))
+        page = render(
             run=config.run,
             written=datetime.now(UTC),
             stages=stages,
@@ -83,7 +67,7 @@ def run(config: ReportConfig) -> StageResult:
     return StageResult(stage="report", output=output, outcomes=outcomes)
 
 
-def _sheet(model: Model) -> _Sheet:
+def _sheet(model: Model) -> Sheet:
     """Return a model with its figures; one that cannot be read is a remark."""
     pictures, remarks = [], []
     for caption, path in model.figures:
@@ -91,71 +75,55 @@ def _sheet(model: Model) -> _Sheet:
             pictures.append(figures.embed(path, caption))
         except OSError as error:
             remarks.append(f"{path.name} cannot be read: {error}")
-    return _Sheet(model=model, confusion=figures.confusion(model), figures=pictures, remarks=remarks)
+    return Sheet(model=model, confusion=figures.confusion(model), figures=pictures, remarks=remarks)
 
 
-def _cards(slides: Sequence[Slide], most: int) -> list[_Card]:
-    """Return the slides with their pictures, which have about ``most`` bytes together."""
-    budget = most // max(1, sum(len(slide.pictures) for slide in slides))
-    cards = []
-    with progress("report", len(slides)) as report:
-        for slide in slides:
-            pictures, remarks = [], list(slide.remarks)
-            for caption, path in slide.pictures:
-                try:
-                    pictures.append(figures.shrink(path, caption, budget))
-                except OSError as error:
-                    remarks.append(f"the picture of {caption} cannot be read: {error}")
-            cards.append(_Card(slide=slide, pictures=pictures, remarks=remarks))
+def _cards(run: Path, slides: Sequence[Slide], most: int) -> list[Card]:
+    """Return the slides with their pictures and layers, which have about ``most`` bytes together."""
+    budget = most // max(1, len(slides))
+    with progress("report", len(slides)) as report, ThreadPoolExecutor(os.cpu_count()) as pool:
+
+        def card(slide: Slide) -> Card:
+            made = _card(run, slide, budget)
             report(1)
-    return cards
+            return made
+
+        return list(pool.map(card, slides))
 
 
-def _render(*, run: Path, **content: Any) -> str:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
-        autoescape=True,  # for every template: jinja2's own choice goes by the name and passes over .j2
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+def _card(run: Path, slide: Slide, budget: int) -> Card:
+    geometry = None if slide.place is None else slide.place.geometry
+    found: list[Layer] = []
+    remarks, picture = [], None
+    for name, heatmap in _heatmaps(slide):
+        geometry = geometry or heatmap.geometry
+        some, left_out = layers(
+            heatmap, name, min(_HEAT_BYTES, int(budget * _HEAT_PART)) // len(slide.heatmaps)
+        )
+        found += some
+        if left_out:
+            remarks.append(
+                f"heatmap of {name}: no room on the page for {', '.join(left_out)}; `wsi-mil view` shows all"
+            )
+    if slide.place is not None:
+        path, why = thumbnail(run, slide.slide_id, slide.place)
+        caption = (
+            f"the preview with its patches framed, because the slide cannot be read ({why})" if why else ""
+        )
+        left = budget - sum(len(each.uri) for each in found) * 3 // 4
+        try:
+            picture = figures.shrink(path, caption, left) if path is not None else None
+        except OSError as error:
+            remarks.append(f"the picture of tissue and patches cannot be read: {error}")
+    return Card(
+        slide=slide, geometry=geometry, picture=picture, layers=found, remarks=[*slide.remarks, *remarks]
     )
-    environment.filters["duration"] = _duration
-    environment.filters["plain"] = _plain
-    environment.filters["figure"] = _figure
-    environment.filters["words"] = _words
-    environment.globals["CLASSES"] = CLASSES
-    # Paths of files in the run, as links relative to the page.
-    environment.filters["link"] = lambda path: quote(path.relative_to(run).as_posix())
-    return environment.get_template(_TEMPLATE).render(run=run, **content)
 
 
-def _duration(seconds: float) -> str:
-    """Return seconds as people say them: 0.8 s, 41 s, 4 min 3 s, 2 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _plain(value: object) -> str:
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-_WORDS = {
-    "auroc": "AUROC", "auprc": "AUPRC", "balanced_accuracy": "balanced accuracy", "f1": "F1", "ece": "ECE",
-    "brier": "Brier score", "log_loss": "log loss", "r2": "R²", "mae": "mean absolute error", "rmse": "RMSE",
-    "c_index": "C-index", "pearson": "Pearson's r", "spearman": "Spearman's rho",
-}  # fmt: skip
-
-
-def _words(name: str) -> str:
-    """Return what a score is called; those of single labels are called 'score:LABEL'."""
-    score, _, label = name.partition(":")
-    return f"{_WORDS.get(score, score)}{': ' + label if label else ''}"
-
-
-def _figure(value: float | None) -> str:
-    """Return a score as it is printed: three digits, more of large ones."""
-    if value is None:
-        return "undefined"
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.4g}"
+def _heatmaps(slide: Slide) -> Iterator[tuple[str, store.Heatmap]]:
+    """Yield its heatmaps by the model's name; of one that cannot be read there is a remark already."""
+    for name, folder in slide.heatmaps.items():
+        try:
+            yield name, store.read_heatmap(folder / "heatmap.zarr")
+        except (FormatError, OSError, KeyError):
+            continue

@@ -1,10 +1,26 @@
 """Open a slide and read its pixels at a resolution, whatever the scanner: OpenSlide, else tiffslide.
 
-``reading`` is the ``Slide``: its size, its microns per pixel and RGB pixels at any mpp. ``fingerprint`` tells
-whether a file is still the one that was tiled.
+``opening`` opens a file. ``reading`` is the ``Slide``: its size, its microns per pixel and RGB pixels at any
+mpp. ``resolution`` states which source of the microns per pixel counts, ``colour`` brings colours to sRGB,
+``vendors`` knows what single vendors write. ``fingerprint`` tells whether a file is still the one that was
+tiled.
 """
 
-from wsi_mil.slide.fingerprint import fingerprint
-from wsi_mil.slide.reading import SUFFIXES, Reader, Slide, detect, dicom_series, open_slide
+from wsi_mil.slide.fingerprint import bytes_on_disk, fingerprint
+from wsi_mil.slide.opening import SUFFIXES, detect, dicom_series, open_slide
+from wsi_mil.slide.reading import Reader, Slide
+from wsi_mil.slide.resolution import Resolution, Statement, decide
 
-__all__ = ["SUFFIXES", "Reader", "Slide", "detect", "dicom_series", "fingerprint", "open_slide"]
+__all__ = [
+    "SUFFIXES",
+    "Reader",
+    "Resolution",
+    "Slide",
+    "Statement",
+    "bytes_on_disk",
+    "decide",
+    "detect",
+    "dicom_series",
+    "fingerprint",
+    "open_slide",
+]

@@ -34,6 +34,24 @@ def fingerprint(path: Location) -> str:
     return "blake2b-128:" + hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
 
 
+def bytes_on_disk(path: Location) -> int:
+    """Return how many bytes a slide has on disk, with its folder (MRXS, DICOM); 0 where nobody can say.
+
+    Behind a URL it is 0 too: to ask would be a request per slide.
+    """
+    if not isinstance(path, Path):
+        return 0
+    parts, kind = [path], path.suffix.lower()
+    try:
+        if kind == ".dcm":
+            parts += path.parent.iterdir()
+        if kind == ".mrxs" and path.with_suffix("").is_dir():
+            parts += path.with_suffix("").iterdir()
+        return sum(each.stat().st_size for each in set(parts))
+    except OSError:
+        return 0
+
+
 def _local(path: Path) -> list[bytes]:
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -1,6 +1,6 @@
 """Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
 
-from wsi_mil.store.atomic import atomic_file, atomic_folder, sweep, write_text
+from wsi_mil.store.atomic import alone, atomic_file, atomic_folder, sweep, write_text
 from wsi_mil.store.checksum import of_array as checksum_of
 from wsi_mil.store.claims import Claims
 from wsi_mil.store.disk import disk_errors
@@ -10,6 +10,7 @@ from wsi_mil.store.heatmaps import QUANTITIES, Heatmap, heatmap_is_done, read_he
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
     bags_folder,
+    context_run,
     features_folder,
     features_path,
     heatmap_folder,
@@ -25,6 +26,7 @@ from wsi_mil.store.packed import Packed, read_packed, write_packed
 from wsi_mil.store.predictions import Predictions, read_predictions, table_checksum, write_predictions
 from wsi_mil.store.problems import Problem
 from wsi_mil.store.record import read_csv, read_stage, same_record, stage_record, write_csv
+from wsi_mil.store.table import write_rows
 from wsi_mil.store.verify import Verification
 
 __all__ = [
@@ -42,10 +44,12 @@ __all__ = [
     "Predictions",
     "Problem",
     "Verification",
+    "alone",
     "atomic_file",
     "atomic_folder",
     "bags_folder",
     "checksum_of",
+    "context_run",
     "disk_errors",
     "encoders_in",
     "features_folder",
@@ -80,5 +84,6 @@ __all__ = [
     "write_packed",
     "write_patches",
     "write_predictions",
+    "write_rows",
     "write_text",
 ]

@@ -6,6 +6,7 @@ behind; ``sweep`` removes those of processes that are gone.
 """
 
 import errno
+import fcntl
 import os
 import re
 import shutil
@@ -18,15 +19,24 @@ from typing import Literal
 from wsi_mil.store.disk import disk_errors
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp$")
+_OF_THE_COMPUTER = 0xEFFFFFFC  # the space of process numbers that Linux starts with (PROC_PID_INIT_INO)
 _TRIES = 5  # to put a folder in the place of another
 
 
-def _host() -> str:
-    return re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname()) or "localhost"
+def host() -> str:
+    """Return a name for where a process has its number: the computer, and the container within it.
+
+    Containers that share the network of their computer have its name too, and each has a process 1.
+    """
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname()) or "localhost"
+    with suppress(OSError):
+        space = Path("/proc/self/ns/pid").stat().st_ino
+        return name if space == _OF_THE_COMPUTER else f"{name}-{space}"
+    return name
 
 
 def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{_host()}-{os.getpid()}.tmp")
+    return path.with_name(f".{path.name}.{host()}-{os.getpid()}.tmp")
 
 
 @contextmanager
@@ -102,11 +112,21 @@ def remove_folder(path: Path) -> None:
 
 def _step_aside(path: Path) -> Path:
     """Give a folder, if it is there, a temporary name: it can be neither replaced nor removed in one step."""
-    aside = path.with_name(f".{path.name}.old.{_host()}-{os.getpid()}.tmp")
+    aside = path.with_name(f".{path.name}.old.{host()}-{os.getpid()}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
     with suppress(FileNotFoundError):
         path.rename(aside)
     return aside
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold other processes off a file that is read, changed and written, where the file system can."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.stem}.lock").open("w") as file:
+        with suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_text(path: Path, text: str) -> None:
@@ -130,7 +150,7 @@ def sweep(folder: Path) -> None:
 def owner(name: str) -> Literal["here", "elsewhere"] | None:
     """Tell on which computer the process is that gave a temporary name; None for any other name."""
     match = _TEMPORARY.match(name)
-    return None if match is None else "here" if match["host"] == _host() else "elsewhere"
+    return None if match is None else "here" if match["host"] == host() else "elsewhere"
 
 
 def is_alive(name: str) -> bool:

@@ -27,7 +27,9 @@ def of_patches(patches: Patches) -> Attributes:
     """Return the attributes of a patches file, but for the checksums."""
     root = _root(PATCHES, patches) | {"mpp_source": patches.mpp_source, "patches_digest": patches.digest}
     root["slide_fingerprint"] = patches.slide_fingerprint
-    return {"": root, "coords": _coords(patches), "tissue_fraction": {}}
+    root["notes"] = json.dumps(patches.notes)
+    columns: Attributes = {name: {} for name in ("tissue_fraction", *patches.quality)}
+    return {"": root, "coords": _coords(patches)} | columns
 
 
 def of_features(head: FeaturesHead, left_out: int) -> Attributes:
@@ -36,6 +38,7 @@ def of_features(head: FeaturesHead, left_out: int) -> Attributes:
         "encoder": head.encoder,
         "weights_digest": head.weights_digest,
         "patches_digest": head.patches_digest,
+        "mpp_source": head.mpp_source,
         "notes": json.dumps(head.notes),
         "left_out": left_out,
     }
@@ -57,6 +60,7 @@ def to_head(root: Mapping[str, Any], dim: int) -> FeaturesHead:
         dim=dim,
         record=json.loads(str(root["config"])),
         notes=json.loads(str(root["notes"])),
+        mpp_source=str(root.get("mpp_source", "")),
     )
 
 
@@ -92,6 +96,7 @@ def to_features(
         patches_digest=head.patches_digest,
         record=head.record,
         notes=head.notes,
+        mpp_source=head.mpp_source,
         left_out=tuple(json.loads(each) for each in left_out),
     )
 

@@ -10,14 +10,13 @@ import contextlib
 import json
 import os
 import re
-import socket
 import threading
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from wsi_mil.store.atomic import process_alive
+from wsi_mil.store.atomic import host, process_alive
 from wsi_mil.store.disk import disk_errors
 
 EXPIRY_S = 120.0
@@ -48,20 +47,21 @@ class Claims:
     """The claims of this process in one folder. A context manager: leaving it gives back what is held.
 
     ``run`` names a command and all processes that it starts: a slide on which one of them died is not taken
-    by another, for it may be the slide that kills them.
+    by another, for it may be the slide that kills them. ``handed_out`` says that a coordinator gives each
+    slide to one process at a time, and counts deaths: what another process of the run holds is then taken.
     """
 
-    def __init__(self, folder: Path, run: str) -> None:
+    def __init__(self, folder: Path, run: str, *, handed_out: bool = False) -> None:
         """Hold nothing yet; the folder is made.
 
         Raises:
             StoreError: the disk does not let us.
         """
-        self._folder, self._run = folder, run
+        self._folder, self._run, self._handed_out = folder, run, handed_out
         self._held: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
-        self._clock = folder / f".clock-{_host()}-{os.getpid()}"
+        self._clock = folder / f".clock-{host()}-{os.getpid()}"
         with disk_errors(self._clock):
             folder.mkdir(parents=True, exist_ok=True)
             self._clock.touch()
@@ -97,8 +97,10 @@ class Claims:
         """
         turn = max(self._turns(slide_id), default=0)
         holder = self._holder(slide_id, turn)
-        if holder is not None and (holder.alive or holder.run == self._run):
-            return False
+        if holder is not None:
+            same = holder.run == self._run
+            if not (same and self._handed_out) and (holder.alive or same):
+                return False
         path = self._path(slide_id, turn + 1)
         with disk_errors(path):
             if not self._create(path):
@@ -132,7 +134,7 @@ class Claims:
                 self.give_back(slide_id)
         for name in _names(self._folder):
             clock = CLOCK.match(name)
-            if clock and clock["host"] == _host() and not process_alive(int(clock["pid"])):
+            if clock and clock["host"] == host() and not process_alive(int(clock["pid"])):
                 _remove(self._folder / name)
 
     def holder(self, slide_id: str) -> Holder | None:
@@ -150,20 +152,20 @@ class Claims:
             return None  # given back this moment
         try:
             content = json.loads(text)
-            host, pid = str(content["host"]), int(content["pid"])
+            where, pid = str(content["host"]), int(content["pid"])
         except (ValueError, KeyError, TypeError):
-            content, host, pid = {}, "an unknown computer", 0  # being written, or was never: it expires
+            content, where, pid = {}, "an unknown computer", 0  # being written, or was never: it expires
         # Our own number without our mark is an earlier process's: each container has a process 1.
         before = pid == os.getpid() and content.get("process") != _PROCESS
-        gone = host == _host() and (before or not process_alive(pid))
-        return Holder(host, pid, str(content.get("run", "")), turn, alive=not gone and age < EXPIRY_S)
+        gone = where == host() and (before or not process_alive(pid))
+        return Holder(where, pid, str(content.get("run", "")), turn, alive=not gone and age < EXPIRY_S)
 
     def _path(self, slide_id: str, turn: int) -> Path:
         return self._folder / f"{slide_id}.claim-{turn}"
 
     def _create(self, path: Path) -> bool:
         """Make the file of a claim, with its content; False where another was quicker."""
-        about = {"host": _host(), "pid": os.getpid(), "process": _PROCESS, "run": self._run}
+        about = {"host": host(), "pid": os.getpid(), "process": _PROCESS, "run": self._run}
         content = json.dumps(about)
         draft = self._clock.with_name(f"{self._clock.name}.draft")
         draft.write_text(content, encoding="utf-8")
@@ -216,7 +218,3 @@ def _names(folder: Path) -> list[str]:
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):  # gone, or the disk does not let us: then it expires
         path.unlink()
-
-
-def _host() -> str:
-    return socket.gethostname() or "localhost"

@@ -43,7 +43,7 @@ def write_patches(path: Path, patches: Patches) -> None:
     arrays = {
         "coords": patches.coords.astype("<i8"),
         "tissue_fraction": patches.tissue_fraction.astype("<f4"),
-    }
+    } | {name: column.astype("<f4") for name, column in patches.quality.items()}
     attributes = attrs.of_patches(patches)
     with _new_file(path, sum(each.nbytes for each in arrays.values())) as file:
         for name, array in arrays.items():
@@ -70,6 +70,8 @@ def read_patches(path: Path) -> Patches:
             tissue_fraction=file["tissue_fraction"][:],
             record=json.loads(str(root["config"])),
             slide_fingerprint=str(root.get("slide_fingerprint", "")),
+            quality={name: file[name][:] for name in file if name not in {"coords", "tissue_fraction"}},
+            notes=json.loads(str(root.get("notes", "{}"))),
         )
 
 

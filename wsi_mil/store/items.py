@@ -5,6 +5,7 @@ knows a file.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil.config import Location
+from wsi_mil.config import Icc, Location
 from wsi_mil.errors import FormatError
 from wsi_mil.geometry import PatchGeometry
 
@@ -23,7 +24,9 @@ class Patches:
 
     ``coords`` (N, 2) int64 level-0 (x, y) of top-left corners, row-major; ``tissue_fraction`` (N,) float32;
     ``record`` the settings that made them (``config.record``). N = 0 is a slide without tissue.
-    ``slide_fingerprint`` says which bytes the slide's file had; empty where it was not taken.
+    ``slide_fingerprint`` says which bytes the slide's file had; empty where it was not taken. ``quality`` has
+    further columns (N,) float32 by their name, -1 where a value is not known; ``notes`` what was found and
+    what was left out, as plain JSON values.
     """
 
     slide_id: str
@@ -35,6 +38,21 @@ class Patches:
     tissue_fraction: NDArray[np.float32]
     record: dict[str, Any]
     slide_fingerprint: str = ""
+    quality: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse columns that do not belong to the coords."""
+        for name, column in self.quality.items():
+            if column.shape != (len(self.coords),):
+                raise FormatError(
+                    f"{self.slide_id}: {name} of shape {column.shape} for {len(self.coords)} patches."
+                )
+
+    @property
+    def icc(self) -> Icc:
+        """What is done with the colours of the slide when these patches are read; see ``Slide.icc``."""
+        return _icc(self.record)
 
     @property
     def digest(self) -> str:
@@ -48,7 +66,8 @@ class FeaturesHead:
     """All that is known of a slide's features before the first patch is embedded.
 
     ``dim`` is D, the length of a feature vector; ``patches_digest`` that of the patches they are made from;
-    ``record`` the settings and inputs that make them.
+    ``record`` the settings and inputs that make them. ``mpp_source``: as in ``Patches``; "" in files that
+    were written before it was kept.
     """
 
     slide_id: str
@@ -61,21 +80,27 @@ class FeaturesHead:
     dim: int
     record: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
+    mpp_source: str = ""
+
+    @property
+    def icc(self) -> Icc:
+        """What was done with the colours of the slide; see ``Slide.icc``."""
+        return _icc(self.record.get("tile", {}))
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size.
 
-        And the stain normalisation, where there was one.
+        And the stain normalisation and the conversion of colours, where there was one.
         """
-        stain = self.record.get("stain", "none")
+        colours = {"stain": self.record.get("stain", "none"), "icc": self.icc}
         return {
             "encoder": self.encoder,
             "weights_digest": self.weights_digest,
             "dim": self.dim,
             "mpp": self.geometry.mpp,
             "patch_px": self.geometry.patch_px,
-        } | ({} if stain == "none" else {"stain": stain})
+        } | {name: value for name, value in colours.items() if value != "none"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +138,7 @@ class Features:
     record: dict[str, Any]
     notes: dict[str, Any] = field(default_factory=dict)
     left_out: tuple[dict[str, Any], ...] = ()
+    mpp_source: str = ""
 
     def __post_init__(self) -> None:
         """Refuse features that do not belong to the coords, or are not numbers."""
@@ -136,12 +162,17 @@ class Features:
             dim=int(self.features.shape[1]),
             record=self.record,
             notes=self.notes,
+            mpp_source=self.mpp_source,
         )
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a model must find unchanged in every bag; see ``FeaturesHead.identity``."""
         return self.head.identity
+
+
+def _icc(record: Mapping[str, Any]) -> Icc:
+    return "srgb" if record.get("icc") == "srgb" else "none"
 
 
 def check_finite(

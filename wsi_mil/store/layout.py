@@ -14,6 +14,11 @@ def patches_path(run: Path, slide_id: str) -> Path:
     return run / "patches" / f"{slide_id}.h5"
 
 
+def context_run(run: Path, mpp: float) -> Path:
+    """RUN/mpp_<mpp>: a run folder of its own, of patches at another resolution around the same centres."""
+    return run / f"mpp_{mpp:g}"
+
+
 def features_folder(run: Path, encoder: str) -> Path:
     """RUN/features/<encoder>; characters that cannot stand in a folder's name become '_'."""
     safe = "".join(c if c.isalnum() or c in "._-+" else "_" for c in encoder)

@@ -1,6 +1,5 @@
 """What crashes leave in a run: temporary names whose process is gone, and claims that nobody holds."""
 
-import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +50,7 @@ def _dead(path: Path) -> str:
         )
     clock = CLOCK.match(path.name) if path.parent.parent.name == "claims" else None
     if clock:
-        here = clock["host"] == (socket.gethostname() or "localhost")
+        here = clock["host"] == atomic.host()
         gone = not atomic.process_alive(int(clock["pid"])) if here else _age(path) > _ELSEWHERE_SECONDS
         return "the clock of claims whose process is gone" if gone else ""
     if path.match(_CLAIMS) and path.parent.parent.name == "claims" and _age(path) > CLAIM_SECONDS:

@@ -19,7 +19,7 @@ from typing import Any
 
 from wsi_mil import config as configs
 from wsi_mil.errors import StaleOutputError
-from wsi_mil.store.atomic import write_text
+from wsi_mil.store.atomic import alone, write_text
 
 _LIBRARIES = ("wsi-mil", "torch", "timm", "openslide-python", "tiffslide", "numpy", "h5py", "scikit-learn")
 
@@ -29,6 +29,8 @@ def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, An
     """Write RUN/<stage>/stage.json when the block ends, however it ends; the block may add keys.
 
     Holds the resolved config, its digest, versions, host, times and ``status``: done, interrupted or failed.
+    Where the config has a ``share``, the record is of all shares of these settings: its times are from the
+    first to the last of them, ``shares`` is what became of each, and ``status`` "done" once all are.
     """
     started = datetime.now(UTC)
     record = configs.record(config)
@@ -60,7 +62,44 @@ def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, An
         content["ended"] = ended.isoformat(timespec="seconds")
         content["seconds"] = round((ended - started).total_seconds(), 2)
         if run.is_dir() or content["status"] == "done":  # a mistyped --run makes no folder
-            write_text(run / stage / "stage.json", json.dumps(content, indent=2) + "\n")
+            _write(run / stage / "stage.json", content, getattr(config, "share", ""))
+
+
+def _write(path: Path, content: dict[str, Any], share: str) -> None:
+    """Write a stage's record; that of a share is joined with what the others left."""
+    if not share:
+        write_text(path, json.dumps(content, indent=2) + "\n")
+        return
+    with alone(path):
+        count = int(share.split("/")[1])
+        shares = _shares_before(path, content["config_digest"], count)
+        shares[share] = {
+            name: content[name] for name in ("status", "host", "started", "ended", "error") if name in content
+        }
+        content["shares"] = dict(sorted(shares.items(), key=lambda each: int(each[0].split("/")[0])))
+        content["status"] = _joint_status([each["status"] for each in shares.values()], count)
+        content["started"] = min(each["started"] for each in shares.values())
+        content["ended"] = max(each["ended"] for each in shares.values())
+        first, last = (datetime.fromisoformat(content[name]) for name in ("started", "ended"))
+        content["seconds"] = (last - first).total_seconds()
+        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _shares_before(path: Path, digest: str, count: int) -> dict[str, Any]:
+    """Return what is noted of the other shares of the same settings; of another division nothing is kept."""
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        shares = dict(before["shares"]) if before["config_digest"] == digest else {}
+    except (OSError, ValueError, KeyError, TypeError):  # there is none, or it is of a run without shares
+        return {}
+    return {name: each for name, each in shares.items() if int(name.split("/")[1]) == count}
+
+
+def _joint_status(statuses: Sequence[str], count: int) -> str:
+    for worst in ("failed", "interrupted"):
+        if worst in statuses:
+            return worst
+    return "done" if len(statuses) == count else f"{len(statuses)} of {count} shares done"
 
 
 def read_stage(run: Path, stage: str) -> dict[str, Any] | None:

@@ -65,8 +65,9 @@ def check_patches(path: Path) -> tuple[Checked, Patches | None]:
     def look(file: Any) -> None:
         found = hdf5.read_attributes(file)
         checked.problems += _attribute_problems(subject, found)
-        checked.problems += _array_problems(subject, file, found, ("coords", "tissue_fraction"))[0]
-        lengths = {name: file[name].shape[0] for name in ("coords", "tissue_fraction")}
+        names = tuple(dict.fromkeys(("coords", "tissue_fraction", *file)))
+        checked.problems += _array_problems(subject, file, found, names)[0]
+        lengths = {name: file[name].shape[0] for name in names}
         checked.patches = lengths["coords"]
         if len(set(lengths.values())) > 1:
             checked.problems.append(subject.problem("counts", f"rows of its datasets: {lengths}"))

@@ -27,6 +27,10 @@ Grid = Sequence[dict[str, Any]]
 """Settings to choose from: values of fields of ``TrainConfig``; one empty dict is no choice."""
 
 
+Elsewhere = Callable[[TrainConfig, dict[str, Any], NDArray[Any], Sequence[Job], Work, int], None]
+"""Trains somewhere else: config, head, targets, jobs, where to leave what comes out, number of setting."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """Who is where: the folds, and for each the bags on which each member is validated.
@@ -65,11 +69,13 @@ def cross_validate(
     device: torch.device,
     work: Work | None = None,
     report: Callable[[int], None] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> list[FoldResult]:
     """Train a committee for every fold, for every setting of the grid, and predict the test bags.
 
     Of the settings the one is taken, fold by fold, whose members have the lowest mean loss on their
-    validation parts; test bags have no say. ``report`` is told of network-epochs.
+    validation parts; test bags have no say. ``report`` is told of network-epochs. ``elsewhere`` trains the
+    networks before, and leaves them in ``work``, from where they are then taken.
 
     Raises:
         LabelError: there is a grid, and a fold without validation bags to choose by.
@@ -86,6 +92,8 @@ def cross_validate(
         changed_head = head | {name: getattr(changed, name) for name in head if name in setting}
         jobs = _jobs(changed, patches, targets, plan, changed_head)
         flat = [job for each in jobs for job in each]
+        if elsewhere is not None and work is not None:
+            elsewhere(changed, changed_head, targets, flat, work, number)
 
         def memory(first: int, number: int = number) -> Any:
             assert work is not None

@@ -132,16 +132,35 @@ def fit_jobs(
         keep_memory()
     patches = patches.to(device)
     trained: dict[int, Trained] = {}
-    for group in _groups(patches, jobs, head, config, device, front):
-        some = [jobs[i] for i in group]
-        with _seeded(some[0].seed, device), _threads(patches, config, some[0].task, len(some)):
-            training = Training(
-                patches, targets, some, head=head, config=config, device=device, front=front, augment=augment,
-                bf16=_bf16(patches, config, some[0].task, device, len(some)),
-            )  # fmt: skip
-            each = training.run(memory(group[0]) if memory else None, report)
+    for group in groups(patches, jobs, head, config, device, front):
+        each = fit_together(
+            patches, targets, [jobs[i] for i in group], head=head, config=config, device=device, front=front,
+            augment=augment, memory=memory(group[0]) if memory else None, report=report,
+        )  # fmt: skip
         trained |= dict(zip(group, each, strict=True))
     return [trained[i] for i in range(len(jobs))]
+
+
+def fit_together(
+    patches: Patches,
+    targets: NDArray[Any],
+    jobs: Sequence[Job],
+    *,
+    head: dict[str, Any],
+    config: TrainConfig,
+    device: torch.device,
+    front: Front | None = None,
+    augment: Augment | None = None,
+    memory: Memory | None = None,
+    report: Callable[[int], None] | None = None,
+) -> list[Trained]:
+    """Train the networks of ``jobs``, which are one of ``groups``, as one."""
+    with _seeded(jobs[0].seed, device), _threads(patches, config, jobs[0].task, len(jobs)):
+        training = Training(
+            patches, targets, jobs, head=head, config=config, device=device, front=front, augment=augment,
+            bf16=_bf16(patches, config, jobs[0].task, device, len(jobs)),
+        )  # fmt: skip
+        return training.run(memory, report)
 
 
 def assemble(
@@ -173,13 +192,13 @@ def predict_logits(model: MilModel, bags: Bags) -> torch.Tensor:
     return torch.cat([model.bag(bag).logits_BC.float().cpu() for bag in bags])
 
 
-def _groups(
+def groups(
     patches: Patches,
     jobs: Sequence[Job],
     head: dict[str, Any],
     config: TrainConfig,
     device: torch.device,
-    front: Front | None,
+    front: Front | None = None,
 ) -> list[list[int]]:
     """Return which jobs are trained together: of equal shapes, and as many as fit."""
     together, task = 1, jobs[0].task

@@ -16,6 +16,7 @@ import torch
 
 from wsi_mil import config as configs
 from wsi_mil import store
+from wsi_mil.errors import FormatError
 
 EVERY = 30.0
 """Seconds between two states of a training."""
@@ -31,6 +32,27 @@ class Work:
         path = folder / "record.json"
         if folder.exists() and not _is(path, self._record):
             self.remove()
+
+    @classmethod
+    def joined(cls, folder: Path, record: Mapping[str, Any]) -> "Work":
+        """Return the folder of a training that another process has begun; nothing is removed.
+
+        Raises:
+            FormatError: the folder is another training's, or of another version of torch.
+        """
+        wanted = {"record": dict(record), "torch": torch.__version__}
+        if not _is(folder / "record.json", wanted):
+            raise FormatError(
+                f"{folder}: not of this training, or begun with another torch than {torch.__version__}, "
+                "which is installed here; install the same version on all machines."
+            )
+        return cls(folder, record)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the training is made from."""
+        record: dict[str, Any] = self._record["record"]
+        return record
 
     def memory(self, name: str) -> "FileMemory":
         """Return the memory of one part of the training."""

@@ -20,6 +20,7 @@ from wsi_mil.device import pick_device
 from wsi_mil.errors import FormatError
 from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.train.bags import Cohort, read_cohort
+from wsi_mil.train.cluster import Cluster
 from wsi_mil.train.crossval import FoldResult, Grid, Plan, cross_validate
 from wsi_mil.train.memory import Work
 from wsi_mil.train.packed import tensor_of
@@ -127,8 +128,9 @@ def _train(
 
         def trained(targets: NDArray[Any], part: Work) -> list[FoldResult]:
             return cross_validate(
-                config, patches, targets, plan, head=head, grid=grid, device=device, work=part, report=report
-            )
+                config, patches, targets, plan, head=head, grid=grid, device=device, work=part, report=report,
+                elsewhere=Cluster(cohort, patches, device, report) if config.on_cluster else None,
+            )  # fmt: skip
 
         results = trained(cohort.targets.values, work)
         values = []

@@ -1,0 +1,29 @@
+"""Tables that several processes write: each adds what it knows, and keeps what others did.
+
+Comes in: rows by slide. Goes out: RUN/<stage>/slides.csv. What the columns mean, the stages know.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from wsi_mil.store.atomic import alone
+from wsi_mil.store.disk import disk_errors
+from wsi_mil.store.record import read_csv, write_csv
+
+
+def write_rows(
+    path: Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]], slide_ids: Sequence[str]
+) -> list[Mapping[str, object]]:
+    """Write a share's rows into a stage's table; return all that it has now, in the order of ``slide_ids``.
+
+    ``slide_ids`` are those of all shares: their rows that are there stay, and those of any other slide go.
+
+    Raises:
+        StoreError: the disk is full, or does not let us.
+    """
+    with disk_errors(path), alone(path):
+        known: dict[str, Mapping[str, object]] = {each["slide_id"]: each for each in read_csv(path)}
+        known |= {str(each["slide_id"]): each for each in rows}
+        joined = [known[slide_id] for slide_id in slide_ids if slide_id in known]
+        write_csv(path, columns, ({name: each.get(name, "") for name in columns} for each in joined))
+    return joined

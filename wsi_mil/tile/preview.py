@@ -1,0 +1,52 @@
+"""The picture of a slide with its tissue, its patches, and those that were left out, by reason."""
+
+import cv2
+import numpy as np
+import shapely
+from numpy.typing import NDArray
+
+from wsi_mil import geometry, tissue
+from wsi_mil.tile.grid import Tiling
+
+OUTLINE_RGB, PATCH_RGB = (0, 110, 60), (20, 60, 200)
+REASON_RGB = {
+    "tissue": (240, 150, 0),
+    "pen": (220, 0, 140),
+    "focus": (0, 170, 200),
+    "sample": (150, 150, 150),
+}
+"""Colours that stay apart on pink, brown, blue and black; each reason also has its stroke (``_mark``)."""
+
+
+def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
+    """Return the picture of the whole slide with the tissue outlined and the patches framed.
+
+    Patches that were left out although they have tissue or pen are smaller frames in the colour of the
+    reason, crossed out but for those that ``--max-patches`` passed over.
+    """
+    height, width = tiling.picture.shape[:2]
+    plan = tiling.patches.geometry
+    shade = tiling.picture.copy()
+    boxes = np.rint(geometry.boxes_rc(tiling.rejected.coords, plan, (height, width))).astype(int)
+    for reason, colour in REASON_RGB.items():
+        _mark(shade, boxes[tiling.rejected.reason == reason], colour, crossed=reason != "sample")
+    kept = np.rint(geometry.boxes_rc(tiling.patches.coords, plan, (height, width))).astype(int)
+    for top, left, bottom, right in kept.tolist():
+        cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), PATCH_RGB, thickness=1)
+    canvas = np.asarray(cv2.addWeighted(shade, 0.6, tiling.picture, 0.4, 0), dtype=np.uint8)
+    outlines = tissue.outlines_l0(tiling.tissue.mask, width, height)
+    for polygon in outlines.geoms:
+        for ring in (polygon.exterior, *polygon.interiors):
+            points = np.rint(shapely.get_coordinates(ring)).astype(np.int32)
+            cv2.polylines(canvas, [points], isClosed=True, color=OUTLINE_RGB, thickness=2)
+    return canvas
+
+
+def _mark(
+    canvas: NDArray[np.uint8], boxes: NDArray[np.int64], colour: tuple[int, int, int], crossed: bool
+) -> None:
+    """Frame boxes a pixel inside of where the frames of kept neighbours run, and cross them out."""
+    for top, left, bottom, right in boxes.tolist():
+        cv2.rectangle(canvas, (left + 1, top + 1), (right - 2, bottom - 2), colour, thickness=1)
+        if crossed:
+            cv2.line(canvas, (left + 1, top + 1), (right - 2, bottom - 2), colour, thickness=1)

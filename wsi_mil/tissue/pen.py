@@ -1,0 +1,88 @@
+"""Ink of marker pens on bright slides: black, blue, green and red.
+
+No stain of tissue absorbs as ink does: blue ink takes most of the red light and lets blue through, green ink
+takes least of the green, red ink takes green and blue alike, black ink takes all. Strokes are wide: what is
+thinner than ``WIDTH_UM`` (rims of bubbles, edges of the coverslip, folds) is no stroke.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from wsi_mil.tissue.mask import Mask, blur, brightest, chroma, disc, drop_small, picked
+
+WIDTH_UM = 80.0
+_MARGIN_UM = 8.0
+_MIN_AREA_UM2 = 40_000.0
+_BLACK = 95  # ink that takes all: no channel above this, and no colour
+_PADDING = 14
+_PALER = 0.6
+_HALO_UM = 48.0
+_BORDER_SHARE = 0.4  # of a side of the slide: what lies along it for longer is an edge and not a stroke
+
+
+def find_ink(thumbnail: NDArray[np.uint8], mpp: float) -> Mask:
+    """Return where there is ink, with a margin for the stroke's soft edge."""
+    smooth = blur(thumbnail, 4.0, mpp)
+    ink = _coloured(smooth, mpp) | _black(smooth, mpp)
+    if not ink.any():
+        return ink
+    ink = np.asarray(cv2.morphologyEx(ink, cv2.MORPH_CLOSE, disc(WIDTH_UM / 2 / mpp)), dtype=np.uint8)
+    ink = _strokes(ink, mpp)
+    ink = drop_small(ink, _MIN_AREA_UM2 / mpp**2)
+    return np.asarray(cv2.dilate(ink, disc(_MARGIN_UM / mpp)), dtype=np.uint8)
+
+
+def without_halo(mask: Mask, ink: Mask, mpp: float) -> Mask:
+    """Return a tissue mask without what is thin and lies along ink: the rim of a stroke looks so."""
+    if not ink.any():
+        return mask
+    near = np.asarray(cv2.dilate(ink, disc(_HALO_UM / mpp))) > 0
+    opened = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc(_HALO_UM / 3 / mpp)), dtype=np.uint8)
+    return np.where(near, opened & ~ink, mask)
+
+
+def _strokes(mask: Mask, mpp: float) -> Mask:
+    return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc(WIDTH_UM / 2 / mpp)), dtype=np.uint8)
+
+
+def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
+    """Return where blue, green or red ink is, by ratios of the channels' optical densities.
+
+    Wide and dense strokes, and the paler ink of the same colour that touches them.
+    """
+    density = (-np.log10(np.maximum(np.arange(256), 1) / 245)).clip(0).astype(np.float32)
+    red, green, blue = (cv2.LUT(channel, density) for channel in cv2.split(picture))
+    inks = (
+        ((red > 0.98 * green) & (red > 2.5 * blue), red, 0.42),
+        ((green < 0.72 * red) & (green < 0.8 * blue), red, 0.38),
+        ((blue > 0.66 * green) & (blue < 1.15 * green) & (red < 0.3 * green), green, 0.55),
+    )
+    found = np.zeros(picture.shape[:2], np.uint8)
+    for hue, strength, least in inks:
+        dense = np.where(hue & (strength > least), np.uint8(255), np.uint8(0))
+        if dense.any() and (dense := _strokes(dense, mpp)).any():
+            _, labels = cv2.connectedComponents((hue & (strength > _PALER * least)).astype(np.uint8))
+            held = np.zeros(labels.max() + 1, bool)
+            held[np.unique(labels[dense > 0])] = True
+            held[0] = False
+            found |= picked(labels, held)
+    return found
+
+
+def _black(picture: NDArray[np.uint8], mpp: float) -> Mask:
+    """Return where black ink is; neither padding nor what lies along the slide's border."""
+    highest = brightest(picture)
+    dark = (highest < _BLACK) & (chroma(picture) < 26)
+    padding = np.where(highest <= _PADDING, np.uint8(255), np.uint8(0))
+    if not dark.any():
+        return np.zeros(dark.shape, np.uint8)
+    near_padding = np.asarray(cv2.dilate(padding, disc(3))) > 0  # its edge is not black any more
+    mask = np.where(dark & ~near_padding, np.uint8(255), np.uint8(0))
+    mask = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc(WIDTH_UM / 3 / mpp)), dtype=np.uint8)
+    _, labels = cv2.connectedComponents(mask)
+    along = np.zeros(labels.max() + 1, bool)
+    for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        along |= np.bincount(side, minlength=len(along)) > _BORDER_SHARE * len(side)
+    along[0] = True
+    return picked(labels, ~along)
