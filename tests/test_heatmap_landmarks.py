@@ -27,7 +27,7 @@ def landmark_slide(path, width, height, kind):
     image[y : y + SIDE, x : x + SIDE] = 0
     if kind == "bounds":  # the scanned part begins elsewhere, and reaches to the far corner
         left, top = 203, 111
-        write_scn(path, image[top:, left:], mpp=0.5, at=(left, top), slide=(width, height))
+        write_scn(path, image[top:, left:], offset=(left, top), glass=(width, height))
     elif kind == "levels":
         write_pyramid(path, image, 0.5)
     else:
@@ -70,7 +70,7 @@ def test_the_map_lies_on_the_landmark(tmp_path, kind, suffix, width, height, dow
 def test_offset_bounds_through_the_whole_command(run, tmp_path):
     """The scanned part of a Leica slide begins elsewhere on its glass; nothing may be shifted by that."""
     width, height = 2048, 1536
-    path = write_scn(tmp_path / "a.scn", texture(1600, 1200), mpp=0.5, at=(300, 200), slide=(width, height))
+    path = write_scn(tmp_path / "a.scn", texture(1600, 1200), offset=(300, 200), glass=(width, height))
     item = features_of(path, "a", n=48)
     store.write_features(store.features_path(run, "net", "a"), item)
     result = heatmap.run(HeatmapConfig(run=run, slides=("a",), format="png", top_patches=48))

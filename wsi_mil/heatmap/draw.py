@@ -166,8 +166,12 @@ def _thumbnail_meanwhile(
     """Open the slide and read its thumbnail beside what the block does; the slide is closed after it."""
 
     def look() -> tuple[Slide, NDArray[np.uint8]]:
-        mpp, icc = features.geometry.mpp_l0, features.head.icc
-        slide = open_slide(features.slide_path, features.reader, mpp, icc)  # type: ignore[arg-type]
+        slide = open_slide(
+            features.slide_path,
+            features.reader,  # type: ignore[arg-type]
+            features.geometry.mpp_l0,
+            features.head.icc,
+        )
         try:
             return slide, slide.thumbnail(um)
         except BaseException:
