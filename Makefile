@@ -13,6 +13,7 @@ help:
 	@echo "make test                 the default tests: CPU, no network"
 	@echo "make test-slow            tests that take minutes"
 	@echo "make test-gpu             tests that need a CUDA device"
+	@echo "make bench-tile           drawn slides of known tissue, speed against the field's way, real patches"
 	@echo "make test-browser         the viewer and the report in headless Chromium (chromium, chromium-driver)"
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
 	@echo "make bench-inspect        wsi-mil inspect over 200 slides, and a slide behind a URL"
@@ -48,6 +49,10 @@ demo-random-weights: $(READY)
 	$(BIN)/wsi-mil heatmap --config $(DEMO) --run demo/run-random
 	@$(BIN)/python -m pipelines.demo.summary demo/run-random demo/truth
 
+# make bench-tile TILES=DIR, with a folder of real patches by class (NCT-CRC-HE, Kather 2016); left out without.
+bench-tile: $(READY)
+	$(BIN)/python -m benchmarks.tile --folder bench --append $(if $(TILES),--tiles $(TILES))
+
 # cuCIM is one of the baselines, where it installs; it works on a CPU with these two packages alone.
 bench-read: $(READY)
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps cucim-cu13 lazy-loader
@@ -58,6 +63,9 @@ bench-inspect: $(READY)
 
 bench-embed: $(READY)
 	$(BIN)/python -m benchmarks.embed --folder bench --append
+
+bench-heatmap: $(READY)
+	$(BIN)/python -m benchmarks.heatmap --folder bench --append
 
 bench-embed-gpu: $(READY)
 	$(BIN)/python -m benchmarks.embed_gpu --folder bench --append

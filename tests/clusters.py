@@ -142,8 +142,8 @@ def in_background(cluster, folder, count, seconds=0.3, poison=(), prefix=()):
 class Network:
     """Machines with addresses of their own on a switch: network namespaces, which only root may make.
 
-    ``inside(name)`` is what to put before a command, ``address(name)`` where it is then found. All see the same
-    disk.
+    ``inside(name)`` is what to put before a command, ``address(name)`` where it is then found. All see the
+    same disk.
     """
 
     def __init__(self, names, subnet="10.213.77"):

@@ -118,7 +118,7 @@ def _run(stage: str, arguments: list[str]) -> int:
     command.__annotations__["settings"] = Annotated[_as_typed(config_class, of_file), tyro.conf.arg(name="")]
     typed, print_only, max_failed = tyro.cli(
         command,
-        args=flags + arguments,
+        args=flags + _spread(config_class, arguments),
         prog=f"wsi-mil {stage}",
         description=(config_class.__doc__ or "").strip(),
     )
@@ -146,6 +146,26 @@ def _run(stage: str, arguments: list[str]) -> int:
 
 def _interrupt(_signal: int, _frame: object) -> None:
     raise KeyboardInterrupt
+
+
+def _spread(config_class: type, arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with a flag that was given again (--mpp 0.5 --mpp 1.0) as the one for more values.
+
+    A field says in its metadata (``further``) of which other field it takes them.
+    """
+    given = list(arguments)
+    for each in dataclasses.fields(config_class):
+        flag = f"--{each.metadata.get('further', '').replace('_', '-')}"
+        places = [k for k, text in enumerate(given) if flag != "--" and text.split("=")[0] == flag]
+        more: list[str] = []
+        for place in reversed(places[1:]):
+            parts = given[place].split("=", 1)
+            values = parts[1:] or given[place + 1 : place + 2]
+            del given[place : place + (1 if len(parts) > 1 else 2)]
+            more = values + more
+        if more:
+            given += [flag_of(each), *more]
+    return given
 
 
 def _as_typed(config_class: type, of_file: dict[str, Any]) -> type:

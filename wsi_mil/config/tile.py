@@ -37,7 +37,7 @@ class TileConfig(ClusterConfig):
     """Only files that match this glob, e.g. '*.svs' (a folder is searched)."""
     mpp: float = _MPP
     """Microns per pixel of the patches (0.5 is '20x', 0.25 is '40x'); reached exactly, by resampling."""
-    context_mpp: tuple[float, ...] = ()
+    context_mpp: tuple[float, ...] = field(default=(), metadata={"further": "mpp"})
     """Further resolutions, also as --mpp given again: patches of the same pixels around the same centres,
     each in a run folder of its own, RUN/mpp_1 for 1.0."""
     patch_px: int = 256

@@ -207,12 +207,15 @@ def on_cluster(
     )
     used: dict[str, set[str]] = {"device": set(), "precision": set()}
     ended = parallel.as_they_end(embed_one, tasks, title="embed", place=place, cost=lambda task: task.count)
-    with closing(ended):
-        for outcome in ended:
-            for name, values in used.items():
-                values.update([str(outcome.facts[name])] if name in outcome.facts else [])
-            listener.advance(tasks[outcome.slide_id].count)
-            listener.finished(outcome)
+    try:
+        with closing(ended):
+            for outcome in ended:
+                for name, values in used.items():
+                    values.update([str(outcome.facts[name])] if name in outcome.facts else [])
+                listener.advance(tasks[outcome.slide_id].count)
+                listener.finished(outcome)
+    finally:
+        plan.target.sweep()  # of workers on this machine that were killed
     return {name: sorted(values) for name, values in used.items()} | {
         "embed_seconds": time.perf_counter() - start
     }

@@ -49,7 +49,9 @@ def get_ready(config: EmbedConfig, weights_digest: str) -> None:
     Raises:
         ConfigError: it or the device is not to be had here, or it has other weights here.
     """
-    _engine(config, weights_digest)
+    engine, _ = _engine(config, weights_digest)
+    # Of a worker on this machine that was killed: this one may be there in its stead.
+    store.open_features(config.run, engine.encoder.name, config.store, config.store_url).sweep()
 
 
 def embed_one(task: EmbedTask) -> Outcome:
@@ -57,7 +59,6 @@ def embed_one(task: EmbedTask) -> Outcome:
     config = task.config
     engine, precision = _engine(config, str(task.record["weights_digest"]))
     target = store.open_features(config.run, engine.encoder.name, config.store, config.store_url)
-    target.sweep()  # what a worker on this machine left that was killed
     job = Job(
         task.slide_id, task.count, functools.partial(store.read_patches, task.patches), dict(task.record)
     )

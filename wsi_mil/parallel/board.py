@@ -63,6 +63,10 @@ class Board:
             return self._take(self._last, self._last[0], seat) if seat else None
         return None
 
+    def was_lost(self, slide_id: str) -> bool:
+        """Tell whether a worker died with a slide."""
+        return slide_id in self._deaths
+
     def ended(self, slide_id: str) -> None:
         """Take a slide off its worker."""
         for seat in self.seats.values():

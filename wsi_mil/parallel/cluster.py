@@ -10,6 +10,7 @@ results back, and to show all that.
 """
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import pickle
@@ -233,6 +234,9 @@ class _Work:
         self._finished.pop(key, None)
         self._watch.end(slide_id)
         self._board.ended(slide_id)
+        if outcome.status == "skipped" and self._board.was_lost(slide_id):
+            # Its worker died when it had done it and before it could tell.
+            outcome = dataclasses.replace(outcome, status="done", reason="")
         yield outcome
 
     def _glance(self) -> Iterator[Outcome]:

@@ -140,7 +140,8 @@ function zoom(factor, x = stage.clientWidth / 2, y = stage.clientHeight / 2) {
 function legend() {
   if (!plate) return;
   const layer = layerOf(plate), box = byId("legend");
-  box.hidden = byId("legend-words").hidden = !layer || !chosen.heat;
+  // hidden without a change of layout: the stage keeps its size
+  for (const each of [box, byId("legend-words")]) each.style.visibility = layer && chosen.heat ? "visible" : "hidden";
   if (!layer) return;
   const { model, quantity, output, low, high } = layer.dataset;
   byId("legend-low").textContent = number(Number(low));

@@ -2,10 +2,9 @@
 
 import cv2
 import numpy as np
-import shapely
 from numpy.typing import NDArray
 
-from wsi_mil import geometry, tissue
+from wsi_mil import geometry
 from wsi_mil.tile.grid import Tiling
 
 OUTLINE_RGB, PATCH_RGB = (0, 110, 60), (20, 60, 200)
@@ -34,11 +33,11 @@ def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
     for top, left, bottom, right in kept.tolist():
         cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), PATCH_RGB, thickness=1)
     canvas = np.asarray(cv2.addWeighted(shade, 0.6, tiling.picture, 0.4, 0), dtype=np.uint8)
-    outlines = tissue.outlines_l0(tiling.tissue.mask, width, height)
-    for polygon in outlines.geoms:
-        for ring in (polygon.exterior, *polygon.interiors):
-            points = np.rint(shapely.get_coordinates(ring)).astype(np.int32)
-            cv2.polylines(canvas, [points], isClosed=True, color=OUTLINE_RGB, thickness=2)
+    contours, _ = cv2.findContours(tiling.tissue.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    scale = np.array([width, height]) / tiling.tissue.mask.shape[::-1]
+    for contour in contours:
+        points = np.rint((contour + 0.5) * scale - 0.5).astype(np.int32)
+        cv2.polylines(canvas, [points], isClosed=True, color=OUTLINE_RGB, thickness=2)
     return canvas
 
 

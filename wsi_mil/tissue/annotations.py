@@ -17,6 +17,7 @@ import shapely
 from wsi_mil.errors import FormatError
 from wsi_mil.tissue.mask import Mask
 
+_ON_EDGE_L0 = 1.0  # coordinates in files are rounded to whole pixels
 _NO_ANNOTATIONS = {"detection", "cell", "tile", "cellobject", "tileobject"}
 
 
@@ -84,7 +85,15 @@ def drawn_mask(polygons: list[shapely.Polygon], shape_rc: tuple[int, int], size_
         if right <= left or bottom <= top:
             continue  # wholly outside of the slide
         part = np.zeros((bottom - top, right - left), np.uint8)
-        cv2.fillPoly(part, [ring - (left * 256, top * 256) for ring in rings], 255, shift=8)
+        shifted = [ring - (left * 256, top * 256) for ring in rings]
+        cv2.fillPoly(part, shifted, 255, shift=8)
+        # OpenCV fills whatever an edge touches; there the centre itself is asked for.
+        edge = np.zeros_like(part)
+        cv2.polylines(edge, shifted, isClosed=True, color=255, shift=8)
+        rows, columns = np.nonzero(edge)
+        centres = shapely.points((np.stack([columns + left, rows + top], axis=1) + 0.5) / scale)
+        shapely.prepare(polygon)
+        part[rows, columns] = np.where(shapely.dwithin(centres, polygon, _ON_EDGE_L0), 255, 0)
         mask[top:bottom, left:right] |= part
     return mask
 

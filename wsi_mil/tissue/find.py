@@ -51,10 +51,12 @@ def find_tissue(
         return done(by_density(thumbnail, mpp, ink), "hed")
     tissue = done(by_otsu(thumbnail, mpp, ink), "otsu")
     if kind == "auto":
-        faint = done(by_density(thumbnail, mpp, ink), "hed")
         # Faint thresholds widen every edge; what lies beyond is tissue that Otsu's threshold passed over.
-        near = cv2.dilate(tissue.mask, disc(_EDGE_UM / mpp))
-        beyond = np.count_nonzero(faint.mask & ~np.asarray(near, dtype=np.uint8))
-        if beyond > _FAINT * np.count_nonzero(tissue.mask):
-            return faint
+        near = np.asarray(cv2.dilate(tissue.mask, disc(_EDGE_UM / mpp)), dtype=np.uint8)
+        most = _FAINT * np.count_nonzero(tissue.mask)
+        found = by_density(thumbnail, mpp, ink)
+        if np.count_nonzero(found[0] & ~near) > most / 2:  # before its gaps are closed: worth a closer look
+            faint = done(found, "hed")
+            if np.count_nonzero(faint.mask & ~near) > most:
+                return faint
     return tissue

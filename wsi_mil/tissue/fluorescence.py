@@ -30,7 +30,7 @@ def is_dark(thumbnail: NDArray[np.uint8]) -> bool:
 
     Stained tissue on bright glass is never that dark as a whole, and black padding is black.
     """
-    light = brightest(thumbnail)
+    light = brightest(np.ascontiguousarray(thumbnail[::2, ::2]))
     seen = light > _BLACK
     if not seen.any():
         return True

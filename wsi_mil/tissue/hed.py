@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_mil.tissue.mask import Mask, above_background, blur, brightest, chroma
+from wsi_mil.tissue.mask import Mask, above, above_background, blur, brightest, chroma
 
 _BLUR_UM = 10.0
 _UNITS = 500.0  # of an optical density (natural logarithm) of 1
@@ -27,13 +27,14 @@ def by_density(thumbnail: NDArray[np.uint8], mpp: float, unseen: Mask) -> tuple[
         for channel, white in zip(cv2.split(smooth), glass.tolist(), strict=True)
     ]
     stain = chroma(np.asarray(cv2.merge(densities), dtype=np.uint8))
-    seen = (unseen == 0) & (brightest(smooth) > _DARKEST)
-    threshold = above_background(stain[seen], _SIGMAS, _FLOOR)
-    return np.where(seen & (stain > threshold), np.uint8(255), np.uint8(0)), threshold
+    seen = above(brightest(smooth), _DARKEST) & ~unseen
+    threshold = above_background(stain, _SIGMAS, _FLOOR, seen)
+    return above(stain, threshold) & seen, threshold
 
 
 def _glass(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the colour of the glass: the median of the brighter half of what is bright and nearly grey."""
+    picture = np.ascontiguousarray(picture[::4, ::4])  # glass is everywhere
     green = picture[..., 1]
     grey = (chroma(picture) < 12) & (picture.min(axis=2) > 160) & (picture.max(axis=2) < 254)
     if grey.mean() < 0.005:  # a slide that is all tissue, or all padding

@@ -72,24 +72,30 @@ def blur(thumbnail: NDArray[np.uint8], radius_um: float, mpp: float) -> NDArray[
 
 def chroma(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return max(R, G, B) - min(R, G, B): 0 for every grey, so for glass, black padding and shadows."""
-    red, green, blue = cv2.split(picture)
-    lowest = cv2.min(cv2.min(red, green), blue)
-    return np.asarray(cv2.subtract(brightest(picture), lowest), dtype=np.uint8)
+    highest, lowest = extremes(picture)
+    return np.asarray(cv2.subtract(highest, lowest), dtype=np.uint8)
 
 
 def brightest(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return max(R, G, B)."""
+    return extremes(picture)[0]
+
+
+def extremes(picture: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return the largest and the smallest of R, G and B."""
     red, green, blue = cv2.split(picture)
-    return np.asarray(cv2.max(cv2.max(red, green), blue), dtype=np.uint8)
+    highest, lowest = cv2.max(cv2.max(red, green), blue), cv2.min(cv2.min(red, green), blue)
+    return np.asarray(highest, dtype=np.uint8), np.asarray(lowest, dtype=np.uint8)
 
 
-def above_background(values: NDArray[np.uint8], sigmas: float, floor: int) -> int:
+def above_background(values: NDArray[np.uint8], sigmas: float, floor: int, seen: Mask | None = None) -> int:
     """Return the value up to which pixels are background, by the peak of the histogram at its lower end.
 
     Of the peak only the lower half is looked at: the upper one may hold faint tissue. ``floor`` is the least
-    distance from the peak, ``sigmas`` the distance in deviations of its noise.
+    distance from the peak, ``sigmas`` the distance in deviations of its noise. ``seen`` are the pixels that
+    count; default: all.
     """
-    counts = np.bincount(values.ravel(), minlength=256).astype(np.float64)
+    counts = np.asarray(cv2.calcHist([values], [0], seen, [256], [0, 256]), dtype=np.float64).ravel()
     if not counts.sum():
         return 255
     # The first peak that holds a twentieth of the pixels within three values: background may be the smaller

@@ -30,9 +30,9 @@ def outlines_l0(mask: NDArray[np.uint8], width_l0: int, height_l0: int) -> shape
                 holes.append(ring(contours[child]))
             child = hierarchy[0][child][0]
         # Contours touch themselves where tissue is one pixel wide; "structure" keeps areas and drops lines.
-        polygon = shapely.make_valid(
-            shapely.Polygon(ring(contour), holes), method="structure", keep_collapsed=False
-        )
+        polygon = shapely.Polygon(ring(contour), holes)
+        if not polygon.is_valid:
+            polygon = shapely.make_valid(polygon, method="structure", keep_collapsed=False)
         polygons += [part for part in shapely.get_parts(polygon) if not part.is_empty]
     return shapely.MultiPolygon(polygons)
 

@@ -5,11 +5,13 @@ takes least of the green, red ink takes green and blue alike, black ink takes al
 thinner than ``WIDTH_UM`` (rims of bubbles, edges of the coverslip, folds) is no stroke.
 """
 
+from typing import Any
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_mil.tissue.mask import Mask, blur, brightest, chroma, disc, drop_small, picked
+from wsi_mil.tissue.mask import Mask, blur, disc, drop_small, extremes, picked
 
 WIDTH_UM = 80.0
 _MARGIN_UM = 8.0
@@ -51,12 +53,18 @@ def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
 
     Wide and dense strokes, and the paler ink of the same colour that touches them.
     """
-    density = (-np.log10(np.maximum(np.arange(256), 1) / 245)).clip(0).astype(np.float32)
-    red, green, blue = (cv2.LUT(channel, density) for channel in cv2.split(picture))
+    channels = cv2.split(picture)
+    red, green, blue = (_density(channel) for channel in channels)
     inks = (
-        ((red > 0.98 * green) & (red > 2.5 * blue), red, 0.42),
-        ((green < 0.72 * red) & (green < 0.8 * blue), red, 0.38),
-        ((blue > 0.66 * green) & (blue < 1.15 * green) & (red < 0.3 * green), green, 0.55),
+        ((red > _density(channels[1], 0.98)) & (red > _density(channels[2], 2.5)), red, 42),
+        ((green < _density(channels[0], 0.72)) & (green < _density(channels[2], 0.8)), red, 38),
+        (
+            (blue > _density(channels[1], 0.66))
+            & (blue < _density(channels[1], 1.15))
+            & (red < _density(channels[1], 0.3)),
+            green,
+            55,
+        ),
     )
     found = np.zeros(picture.shape[:2], np.uint8)
     for hue, strength, least in inks:
@@ -70,10 +78,16 @@ def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
     return found
 
 
+def _density(channel: Any, times: float = 1.0) -> NDArray[np.uint8]:
+    """Return hundredths of optical density of a channel against glass, times a factor; at most 255."""
+    density = -100 * times * np.log10(np.maximum(np.arange(256), 1) / 245)
+    return np.asarray(cv2.LUT(channel, np.clip(np.rint(density), 0, 255).astype(np.uint8)), dtype=np.uint8)
+
+
 def _black(picture: NDArray[np.uint8], mpp: float) -> Mask:
     """Return where black ink is; neither padding nor what lies along the slide's border."""
-    highest = brightest(picture)
-    dark = (highest < _BLACK) & (chroma(picture) < 26)
+    highest, lowest = extremes(picture)
+    dark = (highest < _BLACK) & (highest - lowest < 26)
     padding = np.where(highest <= _PADDING, np.uint8(255), np.uint8(0))
     if not dark.any():
         return np.zeros(dark.shape, np.uint8)

@@ -20,6 +20,7 @@ from wsi_mil import models
 from wsi_mil.config import TrainConfig
 from wsi_mil.errors import TrainingError
 from wsi_mil.models import CHUNK, Front, Task
+from wsi_mil.train.balance import Stream, chances, weights
 from wsi_mil.train.lanes import Lanes
 from wsi_mil.train.patches import Augment, Indices, Moments, Patches
 
@@ -97,7 +98,9 @@ class Training:
         self.patches, self.jobs, self.config, self.device = patches, jobs, config, device
         self.bf16, self.augment, self.task = bf16, augment, jobs[0].task
         self.target_MN = torch.stack([job.task.encode(targets) for job in jobs]).to(device)
-        self.weight_MN = torch.stack([_weights(job, targets, config.balance) for job in jobs]).to(device)
+        self.weight_MN = torch.stack(
+            [weights(job.task, job.train, targets, config.balance) for job in jobs]
+        ).to(device)
         self.lanes = Lanes([_network(job, head, front) for job in jobs], device)
         self.bags = min(batch_size(config, self.task), *(len(job.train) for job in jobs))
         self.steps = math.ceil(max(len(job.train) for job in jobs) / self.bags)
@@ -107,8 +110,9 @@ class Training:
         factor = _warm_cosine(self.steps * config.epochs, warm) if config.schedule == "cosine" else _constant
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimiser, factor)
         self.draws = [np.random.default_rng([job.seed, 1]) for job in jobs]
-        self.streams = [_Stream(job.train, probability) for job, probability in zip(
-            jobs, [_chances(job, targets, config.balance) for job in jobs], strict=True)]  # fmt: skip
+        self.streams = [
+            Stream(job.train, chances(job.task, job.train, targets, config.balance)) for job in jobs
+        ]
         self.generator = torch.Generator(device).manual_seed(jobs[0].seed)
         count = len(jobs)
         self.progress = _Progress(0, [math.inf] * count, [0] * count, [[] for _ in jobs], [[] for _ in jobs])
@@ -121,7 +125,7 @@ class Training:
             TrainingError: a loss that is no number; names the epoch and the likely cause.
         """
         if memory is not None and (found := memory.load()) is not None:
-            self._go_on(found)
+            self.load(found)
         while self.progress.epoch < self.config.epochs and not self._over():
             self.lanes.train(True)
             loss_M = self._epoch()
@@ -285,19 +289,13 @@ class Training:
             "cuda": torch.cuda.get_rng_state(self.device) if self.device.type == "cuda" else None,
         }
 
-    def _go_on(self, state: dict[str, Any]) -> None:
-        """Take a state; of one at its end only what came out, for it may be another device's."""
-        self.progress = _Progress(**state["progress"])
-        if self._over() or self.progress.epoch >= self.config.epochs:
-            self.kept = state["kept"]
-        else:
-            self.load(state)
-
     def load(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Go on from a state; of one at its end only what came out is taken: it may be another device's."""
         self.progress = _Progress(**state["progress"])
-        self.lanes.load(state["lanes"])
         self.kept = {name: each.to(self.device) for name, each in state["kept"].items()}
+        if self._over() or self.progress.epoch >= self.config.epochs:
+            return
+        self.lanes.load(state["lanes"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.schedule.load_state_dict(state["schedule"])
         for rng, each in zip(self.draws, state["draws"], strict=True):
@@ -310,52 +308,9 @@ class Training:
             torch.cuda.set_rng_state(state["cuda"], self.device)
 
 
-class _Stream:
-    """Bags in random order without end: every bag once, then all again; or drawn by chances (balanced)."""
-
-    def __init__(self, bags: Indices, chances: np.ndarray[Any, Any] | None) -> None:
-        self.bags, self.chances = bags, chances
-        self.waiting: Indices = np.empty(0, np.int64)
-
-    def take(self, count: int, rng: np.random.Generator) -> Indices:
-        while len(self.waiting) < count:
-            more = (
-                rng.permutation(self.bags)
-                if self.chances is None
-                else rng.choice(self.bags, len(self.bags), p=self.chances)
-            )
-            self.waiting = np.concatenate((self.waiting, more))
-        taken, self.waiting = self.waiting[:count], self.waiting[count:]
-        return taken
-
-
 def _network(job: Job, head: dict[str, Any], front: Front | None) -> models.Network:
     torch.manual_seed(job.seed)  # the caller has forked the global generator
     return models.network(head | {"task": job.task.to_head()}, front)
-
-
-def _weights(job: Job, targets: np.ndarray[Any, Any], balance: str) -> Tensor:
-    """Return the weight (N,) of each bag: inverse to how common its class is in the training part."""
-    codes = job.task.codes(targets)
-    if codes is None or balance != "weights":
-        return torch.ones(len(targets))
-    return torch.from_numpy(_rarity(codes, job.train)).float()
-
-
-def _chances(job: Job, targets: np.ndarray[Any, Any], balance: str) -> np.ndarray[Any, Any] | None:
-    """Return the chance of each training bag to be drawn, where classes are balanced by sampling."""
-    codes = job.task.codes(targets)
-    if codes is None or balance != "sampling":
-        return None
-    chances: np.ndarray[Any, Any] = _rarity(codes, job.train)[job.train]
-    chances /= chances.sum()
-    return chances
-
-
-def _rarity(codes: Indices, train: Indices) -> np.ndarray[Any, Any]:
-    counts = np.bincount(codes[train], minlength=int(codes.max()) + 1)
-    weights: np.ndarray[Any, Any] = len(train) / ((counts > 0).sum() * np.maximum(counts, 1))
-    return weights[codes]
 
 
 def _standardisation(jobs: Sequence[Job], device: torch.device) -> tuple[Tensor | None, Tensor | None]:

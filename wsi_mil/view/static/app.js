@@ -324,7 +324,7 @@ function start() {
   const wanted = link.read(location.hash);
   const id = rows.some((row) => row.id === wanted.slide) ? wanted.slide : (rows.find((row) => row.heatmaps.length) ?? rows[0]).id;
   if (wanted.slide && id !== wanted.slide) say(`The run has no slide ${wanted.slide}.`);
-  return open(id, id === wanted.slide ? wanted : {});
+  return open(id, wanted.slide && id !== wanted.slide ? {} : wanted);
 }
 
 try {
