@@ -64,6 +64,9 @@ bench-inspect: $(READY)
 bench-embed: $(READY)
 	$(BIN)/python -m benchmarks.embed --folder bench --append
 
+bench-heatmap: $(READY)
+	$(BIN)/python -m benchmarks.heatmap --folder bench --append
+
 bench-embed-gpu: $(READY)
 	$(BIN)/python -m benchmarks.embed_gpu --folder bench --append
 

@@ -126,7 +126,7 @@ def test_the_image_is_small_says_what_it_is_and_runs_as_nobody_in_particular(ima
 
 def test_the_image_has_no_tools_that_build(image):
     for tool in ("gcc", "g++", "cc", "make", "git", "cmake"):
-        assert in_image("-c", f"command -v {tool}").returncode == 1, tool
+        assert in_image("-c", f"command -v {tool}").returncode != 0, tool
     assert in_image("-c", "ls /opt/wsi-mil/bin/pip /opt/package/bin/pip").returncode != 0
     assert in_image("-c", "ls /build").returncode != 0, "what it was built from"
 

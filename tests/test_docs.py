@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
 def test_the_commands_run_as_they_stand(folder):
     bin_folder = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{bin_folder}{os.pathsep}{os.environ['PATH']}"}
-    commands = block("own") + block("predict")
+    commands = block("own") + block("heatmaps") + block("predict")
     (folder / "new_slides").mkdir()
     for path in sorted((folder / "slides").iterdir())[:2]:
         shutil.copy(path, folder / "new_slides" / f"new_{path.name}")

@@ -8,6 +8,7 @@ import torch
 from pipelines.demo.cohort import make_cohort
 from pipelines.pyramid import write_pyramid
 from tests.conftest import break_blocks, draw_slide
+from tests.test_train import make_run
 from wsi_mil import pipeline
 from wsi_mil.config import RunConfig
 
@@ -112,24 +113,46 @@ def test_the_cluster_of_the_command_line_replaces_the_files(folder):
 
 @pytest.mark.dask
 def test_all_stages_on_one_cluster_of_this_machine(tmp_path, wsi):
-    """And with the same results as without, to the byte where as many threads compute."""
+    """From the same features with the same results as without, to the byte where as many threads compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     folder = make_cohort(tmp_path / "own", slides=8, seed=3, side_um=400.0).folder
     text = (
         '[tile]\nSLIDES\nRUN\n[embed]\nRUN\nprecision = "fp32"\n'
         f'[train]\nRUN\nlabels = "{folder / "labels.csv"}"\nfolds = 2\nmembers = 2\nepochs = 2\n'
-        'precision = "fp32"\n'
-        "[heatmap]\nRUN\n[report]\nRUN\n"
+        'precision = "fp32"\n[heatmap]\nRUN\n[report]\nRUN\n'
     )
-    for run, more in (("here", ()), ("there", ("--dask", "local"))):
-        code, out, err = wsi("run", write(folder, text, run), *more)
-        assert code == 0, out + err
-        assert out.count(" 0 failed") == 5
-        assert err.count("Dask: tcp://127.0.0.1") == len(more) // 2, "one cluster for all stages"
+    code, out, err = wsi("run", write(folder, text, "here"))
+    assert code == 0, out + err
     torch.set_num_threads(threads)
-    models = [folder / run / "models" / "gated-attention" for run in ("here", "there")]
+    for name in ("tile", "embed", "patches", "features"):
+        shutil.copytree(folder / "here" / name, folder / "there" / name)
+    (next((folder / "there" / "features").rglob("slide_*.h5"))).unlink()  # the cluster makes it again
+    code, out, err = wsi("run", write(folder, text, "there"), "--dask", "local")
+    assert code == 0, out + err
+    assert "tile: 0 done, 8 skipped, 0 failed" in out
+    assert "embed: 1 done, 7 skipped, 0 failed" in out
+    assert "train: 8 done" in out
+    assert "heatmap: 8 done" in out
+    assert err.count("Dask: tcp://127.0.0.1") == 1, "one cluster for all stages"
+    assert wsi("verify", "--run", folder / "there")[0] == 0
+
+
+@pytest.mark.dask
+def test_train_on_a_cluster_is_train(tmp_path, wsi):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    labels = make_run(tmp_path / "here", slides=16)
+    shutil.copytree(tmp_path / "here", tmp_path / "there")
+    grid = tmp_path / "grid.toml"
+    grid.write_text("learning_rate = [1e-3, 3e-4]\n")
+    settings = ("--labels", labels, "--folds", 2, "--members", 2, "--epochs", 3, "--grid", grid)
+    settings += ("--precision", "fp32", "--permutations", 1)
+    assert wsi("train", "--run", tmp_path / "here", *settings)[0] == 0
+    torch.set_num_threads(threads)
+    code, out, err = wsi("train", "--run", tmp_path / "there", *settings, "--dask", "local")
+    assert code == 0, out + err
+    models = [tmp_path / run / "models" / "gated-attention" for run in ("here", "there")]
     for name in ("metrics.json", "predictions.csv", "splits.csv", "fold_0.safetensors", "fold_1.safetensors"):
         assert (models[0] / name).read_bytes() == (models[1] / name).read_bytes(), name
-    assert wsi("verify", "--run", folder / "there")[0] == 0
-    shutil.rmtree(folder)
+    assert not (tmp_path / "there" / "train" / "states").exists(), "the states are gone"

@@ -166,29 +166,45 @@ def _abbreviate(streams: list[bytes]) -> tuple[bytes, list[bytes]]:
     return b"\xff\xd8" + tables + b"\xff\xd9", short
 
 
-_SCN = """<?xml version="1.0"?>
-<scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01" uuid="urn:uuid:0"><collection name="drawn"
- uuid="urn:uuid:1" sizeX="{slide_x}" sizeY="{slide_y}"><barcode>MA==</barcode><image name="image_0"
- uuid="urn:uuid:2"><creationDate>2020-01-01T00:00:00Z</creationDate><device model="drawn" version="1"/>
-<pixels sizeX="{width}" sizeY="{height}"><dimension sizeX="{width}" sizeY="{height}" r="0" ifd="0"/></pixels>
-<view sizeX="{view_x}" sizeY="{view_y}" offsetX="{x}" offsetY="{y}"/><scanSettings><objectiveSettings>
-<objective>20</objective></objectiveSettings><illuminationSettings><numericalAperture>0.4</numericalAperture>
-<illuminationSource>brightfield</illuminationSource></illuminationSettings></scanSettings></image></collection>
-</scn>"""
+_SCN_IMAGE = """<image uuid="{name}"><creationDate>2020-01-01T00:00:00Z</creationDate>
+<device model="m" version="1"/>
+<pixels sizeX="{w}" sizeY="{h}">{levels}</pixels>
+<view sizeX="{wide}" sizeY="{high}" offsetX="{x}" offsetY="{y}" spacingZ="0"/>
+<scanSettings><objectiveSettings><objective>{power}</objective></objectiveSettings><illuminationSettings>
+<illuminationSource>brightfield</illuminationSource><numericalAperture>0.4</numericalAperture>
+</illuminationSettings></scanSettings></image>"""
 
 
 def write_scn(
-    path: Path, image: np.ndarray, *, mpp: float, at: tuple[int, int], slide: tuple[int, int]
+    path: Path, image: np.ndarray, *, offset: tuple[int, int], glass: tuple[int, int], mpp: float = 0.5
 ) -> Path:
-    """Write a Leica SCN: ``image`` lies at level-0 (x, y) ``at`` of a slide of (width, height) ``slide``."""
+    """Write a Leica slide whose scanned part lies at ``offset`` (x, y) on a ``glass`` (width, height).
+
+    Readers see the whole glass, and say where the scanned part is (openslide.bounds-x, ...). Two levels.
+    """
     height, width = image.shape[:2]
     nm = round(mpp * 1000)
-    sizes = {"width": width, "height": height, "view_x": width * nm, "view_y": height * nm}
-    places = {"slide_x": slide[0] * nm, "slide_y": slide[1] * nm, "x": at[0] * nm, "y": at[1] * nm}
+    small = image[: height // 4 * 4, : width // 4 * 4].reshape(height // 4, 4, width // 4, 4, 3)
+    small = np.rint(small.mean(axis=(1, 3))).astype(np.uint8)
+    macro = np.full((64, 64, 3), 240, np.uint8)
+    levels = [(64, 64, 0, 0), (width, height, 0, 1), (width // 4, height // 4, 1, 2)]
+    dimensions = [f'<dimension sizeX="{w}" sizeY="{h}" r="{r}" ifd="{ifd}"/>' for w, h, r, ifd in levels]
+    whole = {"wide": glass[0] * nm, "high": glass[1] * nm}
+    views = _SCN_IMAGE.format(name="macro", w=64, h=64, levels=dimensions[0], x=0, y=0, power=1, **whole)
+    views += _SCN_IMAGE.format(
+        name="main", w=width, h=height, levels="".join(dimensions[1:]), wide=width * nm, high=height * nm,
+        x=offset[0] * nm, y=offset[1] * nm, power=20,
+    )  # fmt: skip
+    text = (
+        '<?xml version="1.0"?><scn xmlns="http://www.leica-microsystems.com/scn/2010/10/01">'
+        f'<collection sizeX="{glass[0] * nm}" sizeY="{glass[1] * nm}"><barcode/>{views}</collection></scn>'
+    )
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        tiff.write(
-            image, tile=(256, 256), photometric="rgb", compression="jpeg", metadata=None,
-            description=_SCN.format(**sizes, **places), resolution=(10_000 / mpp, 10_000 / mpp),
-            resolutionunit="CENTIMETER",
-        )  # fmt: skip
+        for level, pixels in enumerate((macro, image, small)):
+            per_cm = 10_000 / mpp / (4 if level == 2 else 1)
+            tiff.write(
+                pixels, tile=(256, 256), photometric="rgb", compression="adobe_deflate", metadata=None,
+                resolution=(per_cm, per_cm), resolutionunit="CENTIMETER",
+                description=None if level else text,
+            )  # fmt: skip
     return path

@@ -84,7 +84,9 @@ def workers(given: argparse.Namespace, stage: str) -> Iterator[str]:
         interface=given.interface,
         job_name=f"wsi-mil-{stage}",
         job_extra_directives=given.options + (given.gpu_options if on_gpus else []),
-        worker_extra_args=["--resources", "GPU=1"] if on_gpus else [],
+        # Slurm watches over the memory of a job. Dask would pause a worker at 80 % of it, and one that holds
+        # PyTorch and an encoder would wait there for ever.
+        worker_extra_args=["--memory-limit", "0", *(["--resources", "GPU=1"] if on_gpus else [])],
         log_directory=str(given.logs),
         scheduler_options={"dashboard_address": ":0"},
     ) as cluster:

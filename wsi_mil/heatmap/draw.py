@@ -6,7 +6,9 @@ whole or not at all. The slide itself is read for the pictures only, and checked
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,9 +117,10 @@ def draw(task: Task) -> Mapping[str, Any] | None:
     models.check_identity(head, features.identity, task.slide_id)
     if not len(features.coords):
         raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
-    score = score_slide(features.features, chosen)
-    quantity, of = choose(score, config.show, config.output_class)
-    pictures = _read_pictures(features, score.values[quantity][score.outputs.index(of)], config)
+    with _thumbnail_meanwhile(features, um_per_pixel(features.geometry, config)) as looking:
+        score = score_slide(features.features, chosen)
+        quantity, of = choose(score, config.show, config.output_class)
+        pictures = _read_pictures(features, score.values[quantity][score.outputs.index(of)], config, looking)
     count, dense_values = len(features.coords), {}
     if pictures.dense_features is not None:
         everything = score_slide(features.features, chosen, pictures.dense_features)
@@ -156,33 +159,58 @@ def _facts(
     }
 
 
-def _read_pictures(features: store.Features, values: NDArray[np.float32], config: HeatmapConfig) -> _Pictures:
+@contextmanager
+def _thumbnail_meanwhile(
+    features: store.Features, um: float
+) -> Iterator[Future[tuple[Slide, NDArray[np.uint8]]]]:
+    """Open the slide and read its thumbnail beside what the block does; the slide is closed after it."""
+
+    def look() -> tuple[Slide, NDArray[np.uint8]]:
+        slide = open_slide(
+            features.slide_path,
+            features.reader,  # type: ignore[arg-type]
+            features.geometry.mpp_l0,
+            features.head.icc,
+        )
+        try:
+            return slide, slide.thumbnail(um)
+        except BaseException:
+            slide.close()
+            raise
+
+    with ThreadPoolExecutor(1) as pool:
+        looking = pool.submit(look)
+        try:
+            yield looking
+        finally:
+            if looking.exception() is None:
+                looking.result()[0].close()
+
+
+def _read_pictures(
+    features: store.Features,
+    values: NDArray[np.float32],
+    config: HeatmapConfig,
+    looking: Future[tuple[Slide, NDArray[np.uint8]]],
+) -> _Pictures:
     """Read what is shown of the slide and check that the map lies over it; grey where it cannot be read."""
     geometry = features.geometry
-    um = um_per_pixel(geometry, config)
     try:
-        icc = features.head.icc
-        slide = open_slide(features.slide_path, features.reader, geometry.mpp_l0, icc)  # type: ignore[arg-type]
+        slide, picture = looking.result()
+        order = np.argsort(-values, kind="stable")
+        sheets = {
+            "top": _patches(slide, features, values, order[: config.top_patches], 1),
+            "bottom": _patches(slide, features, values, order[::-1][: config.top_patches], -1),
+        }
     except SlideError as error:
-        return _grey(geometry, um, error)
-    with slide:
-        try:
-            picture = slide.thumbnail(um)
-            order = np.argsort(-values, kind="stable")
-            sheets = {
-                "top": _patches(slide, features, values, order[: config.top_patches], 1),
-                "bottom": _patches(slide, features, values, order[::-1][: config.top_patches], -1),
-            }
-        except SlideError as error:
-            return _grey(geometry, um, error)
-        alignment = check.check_alignment(slide, picture, features.coords, geometry)
-        more, embedded = np.zeros((0, 2), np.int64), None
-        if config.overlap:
-            encoder = _encoder(
-                features.encoder, config.weights, config.weights_dir, features.identity.get("stain", "none")
-            )
-            wanted = dense.finer(features.coords, geometry, values, config.top_part, config.overlap)
-            more, embedded = dense.embed_finer(slide, features, wanted, encoder)
+        return _grey(geometry, um_per_pixel(geometry, config), error)
+    alignment = check.check_alignment(slide, picture, features.coords, geometry)
+    more, embedded = np.zeros((0, 2), np.int64), None
+    if config.overlap:
+        stain = features.identity.get("stain", "none")
+        encoder = _encoder(features.encoder, config.weights, config.weights_dir, stain)
+        wanted = dense.finer(features.coords, geometry, values, config.top_part, config.overlap)
+        more, embedded = dense.embed_finer(slide, features, wanted, encoder)
     return _Pictures(picture, sheets, "", alignment.facts(), more, embedded)
 
 
@@ -237,12 +265,13 @@ def _write(output: Path, task: Task, heatmap: store.Heatmap, pictures: _Pictures
     columns = {_column(name, heatmap): rows[heatmap.row()] for name, rows in heatmap.values.items()}
     measured = dict(columns)
     measured[f"{_column(quantity, heatmap)} percentile"] = export.percentiles(values).astype(np.float32) / 100
-    with store.atomic_folder(output) as folder:
+    with store.atomic_folder(output) as folder, ThreadPoolExecutor(1) as pool:
+        words = f"{legend.words}. {legend.note}".strip()
+        name = f"{task.slide_id}: {quantity}"
+        tiff = pool.submit(export.write_ome_tiff, folder / "heatmap.ome.tiff", layer, name, words)
         store.write_heatmap(folder / "heatmap.zarr", heatmap)
         picture = _overlay(task, heatmap, pictures, layer, legend)
         (folder / f"overlay.{config.format}").write_bytes(picture)
-        words = f"{legend.words}. {legend.note}".strip()
-        export.write_ome_tiff(folder / "heatmap.ome.tiff", layer, f"{task.slide_id}: {quantity}", words)
         regions = export.top_regions(coords[:count], geometry, values, config.top_part)
         key = f"{task.name}/{task.slide_id}/{quantity}/{heatmap.shown['output']}"
         export.write_geojson(folder / "heatmap.geojson", heatmap.coords, geometry, measured, regions, key)
@@ -252,6 +281,7 @@ def _write(output: Path, task: Task, heatmap: store.Heatmap, pictures: _Pictures
                 across = max(1, min(6, _SHEET_PX // patches[0].shape[0]))
                 page = render.sheet(patches, captions, patches[0].shape[0], across)
                 (folder / f"{name}_patches.{config.format}").write_bytes(render.encoded(page, config.format))
+        tiff.result()
 
 
 def _column(name: str, heatmap: store.Heatmap) -> str:

@@ -16,7 +16,7 @@ import shapely
 import tifffile
 from numpy.typing import NDArray
 
-from wsi_mil.geometry import PatchGeometry
+from wsi_mil.geometry import PatchGeometry, cells_rc, on_grid
 from wsi_mil.heatmap import render
 
 _BLOCK = 256
@@ -116,22 +116,23 @@ def write_geojson(
     ``key``: the same map has the same, two maps in one image have different ones.
     """
     stem = str(uuid.uuid5(uuid.NAMESPACE_URL, f"wsi-mil/{key}"))[:24]
-    size = geometry.patch_size_l0
-    names = [json.dumps(name, ensure_ascii=False) for name in columns]
-    table = np.column_stack([np.asarray(each, np.float64) for each in columns.values()]).tolist()
+    table = np.column_stack([np.asarray(each, np.float64) for each in columns.values()])
+    low = coords.astype(np.float64)
+    high = np.round(low + geometry.patch_size_l0, 2)
+    names = [json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in columns]
+    cell = (
+        f'{{"type": "Feature", "id": "{stem}%012x", "geometry": {{"type": "Polygon", "coordinates": '
+        "[[[%d, %d], [%.10g, %d], [%.10g, %.10g], [%d, %.10g], [%d, %d]]]}, "
+        '"properties": {"objectType": "cell", "measurements": {'
+        + ", ".join(f"{name}: %.7g" for name in names)
+        + "}}}"
+    )
+    (left, top), (right, bottom) = low.T, high.T
+    ring = np.column_stack([left, top, right, top, right, bottom, left, bottom, left, top, table]).tolist()
     with path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
-        separator = ""
-        for index, ((x, y), row) in enumerate(zip(coords.tolist(), table, strict=True)):
-            right, bottom = round(x + size, 2), round(y + size, 2)
-            measured = ", ".join(f"{name}: {value:.7g}" for name, value in zip(names, row, strict=True))
-            file.write(
-                f'{separator}{{"type": "Feature", "id": "{stem}{index:012x}", "geometry": '
-                f'{{"type": "Polygon", "coordinates": [[[{x}, {y}], [{right}, {y}], [{right}, {bottom}], '
-                f'[{x}, {bottom}], [{x}, {y}]]]}}, "properties": {{"objectType": "cell", "measurements": '
-                f"{{{measured}}}}}}}"
-            )
-            separator = ",\n"
+        file.write(",\n".join([cell % (index, *row) for index, row in enumerate(ring)]))
+        separator = ",\n" if ring else ""
         for number, (name, outline, measurements) in enumerate(regions):
             feature = {
                 "type": "Feature",
@@ -158,21 +159,30 @@ def top_regions(
     Patches that tie with the last of them are in. Measurements: patches, and the mean of their values.
     """
     chosen = np.flatnonzero(values >= threshold(values, part))
-    x, y = coords[chosen].T
-    # A pixel more on each side: neighbours whose corners were rounded apart touch nonetheless.
     size = geometry.patch_size_l0
-    boxes = shapely.box(x - 0.5, y - 0.5, x + size + 0.5, y + size + 0.5)
-    pieces = shapely.get_parts(shapely.union_all(boxes))
-    tree = shapely.STRtree(pieces)
-    of_box, of_piece = tree.query(shapely.point_on_surface(boxes), predicate="within")
-    regions = []
-    for number, piece in enumerate(pieces):
-        inside = values[chosen[of_box[of_piece == number]]]
-        measured = {"patches": float(len(inside)), "mean": float(inside.mean())}
-        outline = shapely.simplify(piece.buffer(-0.5, join_style="mitre"), 0)
-        regions.append((float(inside.sum()), outline, measured))
-    regions.sort(key=lambda each: -each[0])
-    return [(f"top region {rank}", piece, measured) for rank, (_, piece, measured) in enumerate(regions, 1)]
+    if geometry.stride_l0 == size and on_grid(coords[chosen], size):
+        # Corners at the grid's own rounded lines: neighbours share their edges exactly.
+        cells = cells_rc(coords[chosen], geometry)[:, ::-1]
+        (x, y), (right, bottom) = np.rint(cells * size).T, np.rint((cells + 1) * size).T
+        outlines = shapely.get_parts(shapely.coverage_union_all(shapely.box(x, y, right, bottom)))
+    else:
+        x, y = coords[chosen].T.astype(np.float64)
+        right, bottom = x + size, y + size
+        outlines = shapely.get_parts(shapely.union_all(shapely.box(x, y, right, bottom)))
+    middles = shapely.points((x + right) / 2, (y + bottom) / 2)
+    of_box, of_outline = shapely.STRtree(outlines).query(middles, predicate="within")
+    counts = np.bincount(of_outline, minlength=len(outlines))
+    sums = np.bincount(of_outline, values[chosen[of_box]].astype(np.float64), minlength=len(outlines))
+    order = np.argsort(-sums, kind="stable")
+    simple = shapely.simplify(outlines, 0)  # without the corners between patches in a row
+    return [
+        (
+            f"top region {rank}",
+            simple[number],
+            {"patches": float(counts[number]), "mean": float(sums[number] / counts[number])},
+        )
+        for rank, number in enumerate(order.tolist(), 1)
+    ]
 
 
 def threshold(values: NDArray[np.float32], part: float) -> float:

@@ -76,12 +76,6 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
             f"--slides {' '.join(unknown)}: no features of {encoder} in {config.run}; there are "
             f"{', '.join(present[:8]) or 'none'}{', ...' if len(present) > 8 else ''}."
         )
-    if not present:
-        raise ConfigError(
-            f"--run {config.run}: no features of {encoder}, on whose features the model was trained; it has "
-            f"those of {', '.join(store.encoders_in(config.run)) or 'no encoder'}. "
-            f"Run `wsi-mil embed --encoder {encoder}`."
-        )
     chosen = list(config.slides) or present
     others = [slide_id for slide_id in chosen if slide_id not in predictions]
     if others:

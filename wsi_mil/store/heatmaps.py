@@ -4,6 +4,7 @@ Comes in: values of patches. Goes out: a group that says what its numbers are. P
 """
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,7 +87,7 @@ class Heatmap:
         grid[rows, columns] = values
         return grid
 
-    @property
+    @functools.cached_property
     def has_grid(self) -> bool:
         """Whether every patch has a cell of the global grid to itself."""
         return on_grid(self.coords, self.geometry.stride_l0)

@@ -124,7 +124,8 @@ def check_heatmap(folder: Path) -> list[Problem]:
                 problems.append(problem(path, "not a number", f"NaN or infinity in {name}"))
     except _DAMAGE as error:
         problems.append(problem(path, "unreadable", str(error).removeprefix(f"{path}: ")))
-    for name, whole in (("overlay.jpg", _is_jpeg), ("heatmap.geojson", _is_json)):
+    overlay = "overlay.png" if (folder / "overlay.png").is_file() else "overlay.jpg"
+    for name, whole in ((overlay, _is_picture), ("heatmap.geojson", _is_json)):
         if not (folder / name).is_file():
             problems.append(problem(folder / name, "missing", "every heatmap has one"))
         elif not whole(folder / name):
@@ -132,8 +133,10 @@ def check_heatmap(folder: Path) -> list[Problem]:
     return problems
 
 
-def _is_jpeg(path: Path) -> bool:
+def _is_picture(path: Path) -> bool:
     data = path.read_bytes()
+    if path.suffix == ".png":
+        return data[:4] == b"\x89PNG" and data[-8:-4] == b"IEND"
     return data[:2] == b"\xff\xd8" and data[-2:] == b"\xff\xd9"
 
 
