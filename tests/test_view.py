@@ -5,8 +5,12 @@ import http.client
 import io
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from urllib.parse import quote
 
 import numpy as np
@@ -453,3 +457,18 @@ def test_the_grid_of_a_slide_need_not_start_with_its_patches(tmp_path):
         info = viewer.slides.describe("x")
     assert (info["width"], info["height"], info["mpp"]) == (5000, 4000, 0.25)
     assert info["heatmaps"][0]["patches"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_where_to_look_and_ends_when_it_is_told(whole, number):
+    command = [sys.executable, "-m", "wsi_mil", "view", "--run", str(whole / "run")]
+    before = sorted(path for path in (whole / "run").rglob("*"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == "2 slides, 1 with a heatmap. Open:\n"
+        with urllib.request.urlopen(lines[2].strip() + "slides.json") as answer:
+            assert len(json.loads(answer.read())) == 2
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert sorted(path for path in (whole / "run").rglob("*")) == before, "nothing is written"
