@@ -78,7 +78,7 @@ def timed(call: Any, on: DaskCluster | None) -> tuple[float, float]:
 def bench_stage(name: str, folder: Path, rounds: int) -> list[str]:
     """Measure tile or embed by one worker, by two, and by this machine's processes."""
     slides, tiled = slides_in(folder), folder / "run-tiled"
-    tile.run(TileConfig(slides=slides, run=tiled, patch_px=224))
+    tile.run(TileConfig(slides=slides, run=tiled, patch_px=224, overwrite=True))
     figures: dict[str, list[tuple[float, float]]] = {}
     with cluster(folder / "one", 1) as one, cluster(folder / "two", 2) as two:
         for number in range(rounds + 1):

@@ -118,7 +118,7 @@ def test_tile_on_a_cluster_is_tile(two_workers, tmp_path, monkeypatch):
             one, two = store.read_patches(path), store.read_patches(other)
             assert one.digest == two.digest
             assert (one.coords == two.coords).all()
-        else:
+        elif path.suffix != ".html":  # whose title is the run's
             assert other.read_bytes() == path.read_bytes()
     assert (
         store.read_stage(tmp_path / "there", "tile")["config_digest"]
