@@ -37,8 +37,8 @@ class _Pending:
 class Engine:
     """Runs an encoder over batches: ``submit`` some, and collect each with ``result``, in order.
 
-    Batches have ``batch_size`` patches or fewer; fewer are filled up where the hardware's choice of algorithm
-    would otherwise depend on the number, so that a patch has the same features in whatever company it came.
+    Batches have ``batch_size`` patches or fewer; fewer are filled up, because the choice of algorithm would
+    otherwise depend on the number, so that a patch has the same features in whatever company it came.
     ``say`` is called with what a user should know.
     """
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -102,8 +103,15 @@ def _record(config: TileConfig, entry: SlideEntry, slide_fingerprint: str) -> di
 def _digest_of(*paths: Path) -> str:
     total = hashlib.blake2b(digest_size=8)
     for path in paths:
-        total.update(path.read_bytes())
+        facts = path.stat()
+        total.update(_content_of(path, facts.st_size, facts.st_mtime_ns))
     return total.hexdigest()
+
+
+@functools.lru_cache(maxsize=64)
+def _content_of(path: Path, _size: int, _time: int) -> bytes:
+    """Return the digest of a file, which is read once however many slides there are."""
+    return hashlib.blake2b(path.read_bytes()).digest()
 
 
 def _check_places(config: TileConfig) -> None:
