@@ -124,7 +124,11 @@ def large(folder: Path) -> None:
     patches = _write_one(folder / "run" / "patches" / "large.h5", tiling, config, record)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(f"{len(patches.coords)} {seconds:.2f} {cpu:.2f} {peak / 2**20:.2f} {before / 2**20:.2f}")
+    start = time.process_time()
+    found_at = fields_patches(picture, 100_000 / len(picture), (100_000, 100_000))
+    write_fields(folder / "field.h5", picture, 100_000 / len(picture), found_at)
+    field_cpu = time.process_time() - start
+    print(len(patches.coords), seconds, cpu, peak / 2**20, before / 2**20, len(found_at), field_cpu)
 
 
 def large_row(folder: Path) -> list[str]:
@@ -135,12 +139,13 @@ def large_row(folder: Path) -> list[str]:
     for _ in range(3):
         out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
         rows.append([float(each) for each in out])
-    patches, seconds, cpu, peak, before = min(rows, key=lambda row: row[1])
+    patches, seconds, cpu, peak, before, theirs, field_cpu = min(rows, key=lambda row: row[2])
     return [
         f"A slide of 100,000 x 100,000 pixels, {patches:.0f} patches, after its thumbnail of 3125 x 3125 was "
         f"read (tissue, grid, columns, preview, outline, file), one core, best of 3: **{seconds:.2f} s** "
         f"({cpu:.2f} s of processor time); the process had at most {peak:.2f} GiB, {before:.2f} GiB of it "
-        "libraries and the thumbnail."
+        f"libraries and the thumbnail. The field's way on the same thumbnail: {field_cpu:.2f} s of processor "
+        f"time, {theirs:.0f} patches; ours is **{field_cpu / cpu:.1f} times** as fast."
     ]
 
 
@@ -161,41 +166,49 @@ def field_slide(path: Path, number: int) -> None:
 
 
 def fields_way(path: Path, output: Path) -> int:
-    """Tile as the field's tools do: contours in a Python loop, a point test for each candidate. Returns how
-    many patches there are."""
+    """Tile a file as the field's tools do, on the level 64 times smaller; return how many patches."""
     slide = openslide.OpenSlide(str(path))
     level = slide.get_best_level_for_downsample(64)
-    scale = slide.level_downsamples[level]
     picture = np.array(slide.read_region((0, 0), level, slide.level_dimensions[level]).convert("RGB"))
+    found_at = fields_patches(picture, slide.level_downsamples[level], slide.dimensions)
+    write_fields(output, picture, slide.level_downsamples[level], found_at)
+    return len(found_at)
+
+
+def fields_patches(
+    picture: np.ndarray, scale: float, size_l0: tuple[int, int], size: int = 256
+) -> list[tuple[int, int]]:
+    """Contours in a Python loop, and a test of four points for each candidate of each contour's box."""
     saturation = cv2.medianBlur(cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[..., 1], 7)
     _, mask = cv2.threshold(saturation, 8, 255, cv2.THRESH_BINARY)
     mask = cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((4, 4), np.uint8))
     contours, tree = cv2.findContours(mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     contours = [(contour * scale).astype(np.int32) for contour in contours]
-    size, found_at = 256, []
+    found_at = []
     for k, contour in enumerate(contours):
         if tree[0][k][3] >= 0 or cv2.contourArea(contour) < 100 * 256**2 / 16:
             continue
         holes = [contours[j] for j in range(len(contours)) if tree[0][j][3] == k]
         left, top, width, height = cv2.boundingRect(contour)
-        for y in range(top, min(top + height, slide.dimensions[1] - size), size):
-            for x in range(left, min(left + width, slide.dimensions[0] - size), size):
+        for y in range(top, min(top + height, size_l0[1] - size), size):
+            for x in range(left, min(left + width, size_l0[0] - size), size):
                 centre, shift = (x + size // 2, y + size // 2), size // 4
                 points = [(centre[0] + i * shift, centre[1] + j * shift) for i in (-1, 1) for j in (-1, 1)]
                 if not any(cv2.pointPolygonTest(contour, point, False) >= 0 for point in points):
                     continue
                 if not any(cv2.pointPolygonTest(hole, centre, False) > 0 for hole in holes):
                     found_at.append((x, y))
-    preview = picture.copy()
+    return found_at
+
+
+def write_fields(output: Path, picture: np.ndarray, scale: float, found_at: list[tuple[int, int]]) -> None:
+    preview, side = picture.copy(), round(256 / scale)
     for x, y in found_at:
         corner = round(x / scale), round(y / scale)
-        cv2.rectangle(
-            preview, corner, (corner[0] + round(size / scale), corner[1] + round(size / scale)), (0, 0, 0)
-        )
+        cv2.rectangle(preview, corner, (corner[0] + side, corner[1] + side), (0, 0, 0))
     cv2.imwrite(str(output.with_suffix(".jpg")), preview)
     with h5py.File(output, "w") as file:
         file["coords"] = np.array(found_at, np.int64).reshape(-1, 2)
-    return len(found_at)
 
 
 def field(folder: Path, slides: int) -> list[str]:
@@ -239,18 +252,17 @@ def tiles(folder: Path) -> list[str]:
         name = (
             path.stem.split("-")[0] if path.parent.name.startswith("nct") else path.parent.name.split("_")[1]
         )
-        fraction, saturation = in_glass(picture)
-        rows.append((name, path.name, fraction, saturation))
+        rows.append((name, in_glass(picture)))
     names = sorted({row[0] for row in rows})
     lines = ["| class | patches | tissue fraction | kept at --min-tissue 0.1 |", "|---|---|---|---|"]
     for name in names:
-        values = [row[2] for row in rows if row[0] == name]
+        values = [row[1] for row in rows if row[0] == name]
         kept = sum(value >= 0.1 for value in values)
         lines.append(f"| {name} | {len(values)} | {min(values):.2f} to {max(values):.2f} | {kept} |")
     return lines
 
 
-def in_glass(picture: np.ndarray, mpp: float = 0.5) -> tuple[float, float]:
+def in_glass(picture: np.ndarray, mpp: float = 0.5) -> float:
     """Tissue fraction of a real patch: it is mirrored to 5 x 5 of itself, with as much glass around it."""
     side = len(picture)
     piece = np.pad(picture, ((2 * side,) * 2, (2 * side,) * 2, (0, 0)), mode="symmetric")
@@ -262,7 +274,7 @@ def in_glass(picture: np.ndarray, mpp: float = 0.5) -> tuple[float, float]:
     result = tissue.find_tissue(thumbnail, 8.0, min_area_um2=10_000, max_hole_um2=10_000)
     k = size / 9
     box = np.array([[4 * k, 4 * k, 5 * k, 5 * k]])
-    return float(geometry.box_means(result.mask, box)[0] / 255), float(result.threshold)
+    return float(geometry.box_means(result.mask, box)[0] / 255)
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ import functools
 import logging
 import pickle
 import queue
+import signal
 import threading
 import time
 import uuid
@@ -75,15 +76,30 @@ def local_scheduler(workers: int = 0) -> Iterator[str]:
 
     0 is one per core. It ends with the block.
     """
-    with LocalCluster(
-        n_workers=workers or cpu_count(),
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    with _ignoring_interrupts():  # it is this process that ends the others
+        cluster = LocalCluster(
+            n_workers=workers or cpu_count(),
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    with cluster:
         yield str(cluster.scheduler_address)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -31,7 +31,7 @@ def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
         _mark(shade, boxes[tiling.rejected.reason == reason], colour, crossed=reason != "sample")
     kept = np.rint(geometry.boxes_rc(tiling.patches.coords, plan, (height, width))).astype(int)
     for top, left, bottom, right in kept.tolist():
-        cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), PATCH_RGB, thickness=1)
+        cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), PATCH_RGB, _stroke(right - left))
     canvas = np.asarray(cv2.addWeighted(shade, 0.6, tiling.picture, 0.4, 0), dtype=np.uint8)
     contours, _ = cv2.findContours(tiling.tissue.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     scale = np.array([width, height]) / tiling.tissue.mask.shape[::-1]
@@ -44,8 +44,15 @@ def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
 def _mark(
     canvas: NDArray[np.uint8], boxes: NDArray[np.int64], colour: tuple[int, int, int], crossed: bool
 ) -> None:
-    """Frame boxes a pixel inside of where the frames of kept neighbours run, and cross them out."""
+    """Frame boxes inside of where the frames of kept neighbours run, and cross them out."""
     for top, left, bottom, right in boxes.tolist():
-        cv2.rectangle(canvas, (left + 1, top + 1), (right - 2, bottom - 2), colour, thickness=1)
+        stroke = _stroke(right - left)
+        first, last = (left + stroke, top + stroke), (right - 1 - stroke, bottom - 1 - stroke)
+        cv2.rectangle(canvas, first, last, colour, stroke)
         if crossed:
-            cv2.line(canvas, (left + 1, top + 1), (right - 2, bottom - 2), colour, thickness=1)
+            cv2.line(canvas, first, last, colour, stroke)
+
+
+def _stroke(side: int) -> int:
+    """Return the width of lines that are seen and hide nothing, for frames of ``side`` pixels."""
+    return 1 if side < 24 else 2

@@ -103,7 +103,11 @@ def above_background(values: NDArray[np.uint8], sigmas: float, floor: int, seen:
     near = np.convolve(counts, np.ones(3), mode="same")
     enough = np.flatnonzero(near >= 0.05 * counts.sum())
     first = int(enough[0]) if len(enough) else int(near.argmax())
-    peak = first + int(near[first : first + 12].argmax())
+    peak = first
+    while (
+        near[peak + 1 : peak + 3].max(initial=0) > near[peak]
+    ):  # up the first hill, and not over to the next
+        peak += 1
     below = np.arange(peak + 1)
     weights = counts[: peak + 1].copy()
     weights[peak] /= 2
