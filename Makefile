@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-inspect bench-read bench-embed bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
+.PHONY: bench-inspect bench-read bench-embed bench-heatmap bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
 	@echo "make bench-inspect        wsi-mil inspect over 200 slides, and a slide behind a URL"
 	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
+	@echo "make bench-heatmap        seconds and memory of the heatmap of a slide with 100,000 patches"
 	@echo "make bench-embed-gpu      the same on a CUDA device"
 	@echo "make bench-train          training against the field's loop, torchmil's and CLAM's trainers (an hour)"
 	@echo "make bench-train-gpu      five folds on a CUDA device against one"

@@ -78,7 +78,7 @@ def timed(call: Any, on: DaskCluster | None) -> tuple[float, float]:
 def bench_stage(name: str, folder: Path, rounds: int) -> list[str]:
     """Measure tile or embed by one worker, by two, and by this machine's processes."""
     slides, tiled = slides_in(folder), folder / "run-tiled"
-    tile.run(TileConfig(slides=slides, run=tiled, patch_px=224))
+    tile.run(TileConfig(slides=slides, run=tiled, patch_px=224, overwrite=True))
     figures: dict[str, list[tuple[float, float]]] = {}
     with cluster(folder / "one", 1) as one, cluster(folder / "two", 2) as two:
         for number in range(rounds + 1):
@@ -156,13 +156,12 @@ def bench_noop(folder: Path) -> list[str]:
     ]
 
 
-def bench_killer(folder: Path) -> list[str]:
+def bench_killer(folder: Path, count: int) -> list[str]:
     """Kill a random worker every 10 s while slides are tiled again and again, until 2 minutes are over."""
     slides, rng = slides_in(folder), random.Random(0)
     many, run = folder / "many.csv", folder / "run-killed"
     shutil.rmtree(run, ignore_errors=True)
     paths = sorted(path.absolute() for path in slides.iterdir())
-    count = 1200
     rows = [f"k{i:04d},{paths[i % len(paths)]}" for i in range(count)]
     many.write_text("slide_id,path\n" + "\n".join(rows) + "\n")
     kills, over = 0, threading.Event()
@@ -205,7 +204,9 @@ def main() -> None:
     parser.add_argument("--append", action="store_true", help="add the table to benchmarks/RESULTS.md")
     parser.add_argument("--only", nargs="+", choices=["tile", "embed", "noop", "killer"])
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--killed-slides", type=int, default=1200, help="enough for more than 2 minutes")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the clusters end with this
     folder = arguments.folder / "scale"
     folder.mkdir(parents=True, exist_ok=True)
     chosen = arguments.only or ["tile", "embed", "noop", "killer"]
@@ -215,7 +216,7 @@ def main() -> None:
         if name in {"tile", "embed"}:
             lines += bench_stage(name, folder, arguments.rounds)
         else:
-            lines += bench_noop(folder) if name == "noop" else bench_killer(folder)
+            lines += bench_noop(folder) if name == "noop" else bench_killer(folder, arguments.killed_slides)
     publish("A Dask cluster", lines, append=arguments.append)
 
 

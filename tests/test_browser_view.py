@@ -2,6 +2,7 @@
 
 import threading
 from contextlib import contextmanager
+from urllib.parse import quote
 
 import numpy as np
 import pytest
@@ -441,6 +442,22 @@ def test_a_slide_that_is_gone_is_grey_and_says_so(browser, viewer, folder, tmp_p
     assert len(browser.all("#strip .grey")) == 12
 
 
+def test_a_slide_is_seen_whole_also_when_the_window_changes(browser, viewer):
+    page = Page(browser, f"{viewer.url}#slide={quote(ODD)}")
+
+    def inside():
+        (left, top), (right, bottom) = page.css(0, 0), page.css(2048, 1536)
+        return min(left, top, page.box()[2] - right, page.box()[3] - bottom) >= 0
+
+    assert inside()
+    browser.keys("l", "s")
+    browser.js("document.getElementById('stage-box').style.maxHeight = '150px'")
+    browser.until(lambda: page.box()[3] == 150 and inside(), "a smaller picture")
+    browser.js("document.getElementById('stage-box').style.maxHeight = ''")
+    browser.keys("l", "s")
+    assert browser.errors() == []
+
+
 def test_two_fingers_zoom_about_their_middle(viewer, tmp_path):
     with chromium(390, 800, touch=True) as phone:
         page = Page(phone, f"{viewer.url}#slide=marked")
@@ -474,6 +491,7 @@ def test_two_fingers_zoom_about_their_middle(viewer, tmp_path):
 def test_a_wrong_token_shows_nothing(browser, viewer):
     browser.open(f"{viewer.url[:-6]}wrong/")
     assert "lacks the right token" in browser.text("body")
+    assert all("403" in each for each in browser.errors())
 
 
 def test_the_real_slide_is_shown_pixel_for_pixel(browser, real_slides, tmp_path):

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import uuid
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -23,6 +24,7 @@ from wsi_mil.errors import ConfigError, FormatError, SlideError
 from wsi_mil.geometry import boxes_rc, grid_l0
 from wsi_mil.heatmap import check, dense, export, faithfulness, render, scale
 from wsi_mil.slide import open_slide
+from wsi_mil.store.verify_outputs import check_heatmap
 
 __all__ = ["run"]  # a fixture
 
@@ -169,6 +171,9 @@ def test_top_and_bottom_patches_are_shown_pixel_for_pixel(run):
                 assert (page[8 : 8 + 256, left : left + 256] == expected).all()
     assert (folder_of(run) / "overlay.png").exists()
     assert not (folder_of(run) / "overlay.jpg").exists()
+    assert check_heatmap(folder_of(run)) == []
+    (folder_of(run) / "overlay.png").write_bytes((folder_of(run) / "overlay.png").read_bytes()[:-9])
+    assert [Path(each.file).name for each in check_heatmap(folder_of(run))] == ["overlay.png"]
 
 
 def features_path(run):

@@ -121,3 +121,11 @@ def test_max_failed_lets_a_chain_of_jobs_go_on(slides, tmp_path, wsi):
     for wrong in ("1", "-0.1", "nan"):
         code, _, err = wsi(*command, "--max-failed", wrong)
         assert (code, "--max-failed" in err) == (2, True)
+
+
+def test_max_failed_holds_for_each_stage_of_a_file(slides, tmp_path, wsi):
+    settings = tmp_path / "pipeline.toml"
+    settings.write_text(f'[tile]\nslides = "{slides}"\nrun = "{tmp_path / "run"}"\npattern = "s*.tiff"\n')
+    code, out, err = wsi("run", settings, "--max-failed", 0.2)
+    assert (code, "s3" in out) == (0, True), out + err
+    assert wsi("run", settings)[0] == 1

@@ -5,8 +5,12 @@ import http.client
 import io
 import json
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 import threading
+import urllib.request
 from urllib.parse import quote
 
 import numpy as np
@@ -15,10 +19,11 @@ from PIL import Image
 
 from pipelines.pyramid import write_pyramid
 from tests.conftest import draw_slide
+from tests.tiffs import texture, write_scn
 from wsi_mil import heatmap, store, tile
 from wsi_mil.config import TileConfig, ViewConfig
 from wsi_mil.errors import ConfigError, FormatError, SlideError
-from wsi_mil.geometry import PatchGeometry
+from wsi_mil.geometry import PatchGeometry, grid_l0
 from wsi_mil.slide import open_slide
 from wsi_mil.view import tiles
 from wsi_mil.view.handles import Handles
@@ -201,6 +206,30 @@ def test_patches_between_those_of_the_grid_come_last(run):
         assert (coords[-3:] == patches.coords[:3] + 128).all()
         assert (values[:, -3:] == 0.25).all()
         assert values.shape[1] == len(coords) == len(patches.coords) + 3
+
+
+def test_a_slide_whose_scan_begins_elsewhere_is_where_its_patches_are(tmp_path):
+    """Offset bounds: squares and patches count from the corner of the glass, as coords do."""
+    width, height = 2048, 1536
+    path = write_scn(tmp_path / "a.scn", texture(1600, 1200), offset=(300, 200), glass=(width, height))
+    geometry = PatchGeometry.plan(width_l0=width, height_l0=height, mpp_l0=0.5, mpp=0.5, patch_px=256)
+    coords = grid_l0(geometry)
+    patches = store.Patches(
+        slide_id="a", slide_path=path, reader="openslide", mpp_source="given", geometry=geometry,
+        coords=coords, tissue_fraction=np.ones(len(coords), np.float32), record={},
+    )  # fmt: skip
+    store.write_patches(store.patches_path(tmp_path, "a"), patches)
+    add_heatmap(tmp_path, "a", geometry, coords)
+    number = 2 * geometry.grid_shape_rc[1] + 3
+    x, y = coords[number].tolist()
+    for viewer in serve(ViewConfig(run=tmp_path, token=False)):
+        patch = picture(asked(viewer, f"/slides/a/patch/m/{number}/256"))
+        square = picture(asked(viewer, f"/slides/a/square/0/{x // 256}/{y // 256}"))
+    expected = texture(1600, 1200)[y - 200 : y + 56, x - 300 : x - 44].astype(int)
+    assert (patch == square).all()
+    shifts = [(dx, dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1)]
+    best = min((abs(patch - np.roll(expected, by[::-1], (0, 1))).mean(), by) for by in shifts)
+    assert best[1] == (0, 0)
 
 
 NOTHING = [
@@ -453,3 +482,18 @@ def test_the_grid_of_a_slide_need_not_start_with_its_patches(tmp_path):
         info = viewer.slides.describe("x")
     assert (info["width"], info["height"], info["mpp"]) == (5000, 4000, 0.25)
     assert info["heatmaps"][0]["patches"] == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_says_where_to_look_and_ends_when_it_is_told(whole, number):
+    command = [sys.executable, "-m", "wsi_mil", "view", "--run", str(whole / "run")]
+    before = sorted(path for path in (whole / "run").rglob("*"))
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        lines = [process.stdout.readline() for _ in range(3)]
+        assert lines[0] == "2 slides, 1 with a heatmap. Open:\n"
+        with urllib.request.urlopen(lines[2].strip() + "slides.json") as answer:
+            assert len(json.loads(answer.read())) == 2
+        process.send_signal(number)
+        _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (0, "")
+    assert sorted(path for path in (whole / "run").rglob("*")) == before, "nothing is written"

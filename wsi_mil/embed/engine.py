@@ -37,8 +37,8 @@ class _Pending:
 class Engine:
     """Runs an encoder over batches: ``submit`` some, and collect each with ``result``, in order.
 
-    Batches have ``batch_size`` patches or fewer; fewer are filled up where the hardware's choice of algorithm
-    would otherwise depend on the number, so that a patch has the same features in whatever company it came.
+    Batches have ``batch_size`` patches or fewer; fewer are filled up, because the choice of algorithm would
+    otherwise depend on the number, so that a patch has the same features in whatever company it came.
     ``say`` is called with what a user should know.
     """
 
@@ -67,7 +67,6 @@ class Engine:
             keep_memory()
         # A batch that fills the queue must not wait for a slot whose result was not collected yet.
         self.depth = 1 if device.type == "cpu" else _ON_THEIR_WAY
-        self._fixed = compiled or device.type != "cpu"
         self.module = in_precision(self.encoder, precision, fp32_layers)
         if compiled:
             self.module = self._compile()
@@ -143,8 +142,9 @@ class Engine:
         return features_ND.to(torch.float16)
 
     def _on_device(self, patches: NDArray[np.uint8]) -> Tensor:
-        count = self.batch_size if self._fixed else max(len(patches), 2)
-        count = max(count, len(patches))
+        # Always a whole batch: with another size the libraries compute in another way, and a patch would not
+        # have the same features in the last batch of a run as in the midst of another run.
+        count = max(self.batch_size, len(patches), 2)
         if self.device.type == "cuda":
             staged = self._staged((count, *patches.shape[1:]))
             staged[: len(patches)].copy_(torch.from_numpy(patches))

@@ -23,6 +23,12 @@ from PIL import Image, ImageDraw, ImageFont
 from wsi_mil.colours import COLOURS, FAINTEST, SIGNED_COLOURS
 from wsi_mil.geometry import PatchGeometry, boxes_rc
 
+_TABLES = {
+    signed: np.rint(colours(np.arange(256))[:, :3] * 255).astype(np.uint8)
+    for signed, colours in ((False, COLOURS), (True, SIGNED_COLOURS))
+}
+"""Made once: matplotlib's colours are filled in at their first use, which two threads may not share."""
+
 _DPI = 100
 _BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
@@ -83,8 +89,7 @@ def smoothed(raster: NDArray[np.float32], sigma_px: float) -> NDArray[np.float32
 
 def colours_of(values: NDArray[np.float32], *, signed: bool = False) -> NDArray[np.uint8]:
     """Return the colours (..., 3) of values on 0..1."""
-    table = np.rint((SIGNED_COLOURS if signed else COLOURS)(np.arange(256))[:, :3] * 255).astype(np.uint8)
-    picked: NDArray[np.uint8] = table[np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
+    picked: NDArray[np.uint8] = _TABLES[signed][np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)]
     return picked
 
 

@@ -15,6 +15,7 @@ import functools
 import logging
 import pickle
 import queue
+import signal
 import threading
 import time
 import uuid
@@ -75,15 +76,30 @@ def local_scheduler(workers: int = 0) -> Iterator[str]:
 
     0 is one per core. It ends with the block.
     """
-    with LocalCluster(
-        n_workers=workers or cpu_count(),
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        silence_logs=logging.CRITICAL,
-    ) as cluster:
+    with _ignoring_interrupts():  # it is this process that ends the others
+        cluster = LocalCluster(
+            n_workers=workers or cpu_count(),
+            threads_per_worker=1,
+            processes=True,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+            silence_logs=logging.CRITICAL,
+        )
+    with cluster:
         yield str(cluster.scheduler_address)
+
+
+@contextmanager
+def _ignoring_interrupts() -> Iterator[None]:
+    """Start processes that ignore Ctrl-C from their first moment on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
@@ -179,9 +195,10 @@ class _Work:
             how = "died" if self._client.status != "running" else f"has not answered for {_SILENT_S:.0f} s"
             raise ClusterError(f"the Dask scheduler {how}: {where}; {left}. {_RESUME}")
         self._watch.say()
-        if self._board.seats or self._greeted:
+        if self._greeted or any(each.open or each.running for each in self._board.seats.values()):
             self._staffed, self._said_waiting = now, False
             return
+        paused = f" ({len(self._board.seats)} are paused: see their memory)" if self._board.seats else ""
         if self._refused and len(self._refused) == len(self._infos):
             raise ClusterError(f"no worker of {where} can be used: {'; '.join(self._refused.values())}.")
         if self._still_born >= _STILL_BORN:
@@ -191,12 +208,12 @@ class _Work:
             )
         if now - self._staffed > self._wait_s:
             raise ClusterError(
-                f"no worker at {where} for {self._wait_s} s (--worker-wait); {left}. Start some with `dask "
-                f"worker {where}`. {_RESUME}"
+                f"no worker at {where} for {self._wait_s} s (--worker-wait){paused}; {left}. "
+                f"Start some with `dask worker {where}`. {_RESUME}"
             )
         if not self._said_waiting:
             self._said_waiting = True
-            console.print(f"{self._title}: waiting for workers at {where}; {left}", markup=False)
+            console.print(f"{self._title}: waiting for workers at {where}{paused}; {left}", markup=False)
 
     def _hand_out(self) -> None:
         while (given := self._board.next()) is not None:

@@ -43,6 +43,9 @@ def beacon_in(folder: Path) -> Iterator[Path]:
     host = re.sub(r"[^A-Za-z0-9_-]", "_", socket.gethostname()) or "localhost"
     path = folder.absolute() / f".beacon-{uuid.uuid4().hex}.{host}-{os.getpid()}.tmp"
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".beacon-*.{host}-*.tmp"):  # of a command that was killed
+        if not Path(f"/proc/{left.stem.rpartition('-')[2]}").exists():
+            left.unlink(missing_ok=True)
     path.touch()
     try:
         yield path

@@ -96,7 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: Viewer
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "wsi-mil", ""
-    timeout = 60  # an idle connection ends, and its thread
+    timeout = 120  # an idle connection ends, and its thread
     disable_nagle_algorithm = True
 
     def do_GET(self) -> None:

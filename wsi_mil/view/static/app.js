@@ -316,7 +316,7 @@ function wire() {
     byId("link").textContent = "Copied";
     setTimeout(() => (byId("link").textContent = "Copy a link to this view"), 1500);
   });
-  new ResizeObserver(draw).observe(canvas);
+  new ResizeObserver(() => camera.resized()).observe(canvas);
   addEventListener("hashchange", () => start());
 }
 

@@ -47,7 +47,16 @@ export class Camera {
     this.all();
   }
 
-  all(flying = false) { this.go(this.width / 2, this.height / 2, this.whole, flying); }
+  // Show the whole slide, and go on doing so when the canvas changes its size, until something moves.
+  all(flying = false) {
+    this.go(this.width / 2, this.height / 2, this.whole, flying);
+    this.fitted = true;
+  }
+
+  resized() {
+    if (this.fitted) this.all();
+    else this.changed();
+  }
 
   // Put level-0 (x, y) into the middle. Beyond the edges and too far or too close is not allowed.
   go(x, y, scale, flying = false) {
@@ -55,6 +64,7 @@ export class Camera {
     scale = limit(scale, Math.min(this.whole, CLOSEST) * 0.5, CLOSEST);
     [x, y] = [limit(x, 0, this.width), limit(y, 0, this.height)];
     cancelAnimationFrame(this.flight);
+    this.fitted = false;
     const still = matchMedia("(prefers-reduced-motion: reduce)").matches;
     if (flying && !still) return this.fly(x, y, scale);
     Object.assign(this, { x, y, scale });
