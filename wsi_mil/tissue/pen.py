@@ -61,7 +61,7 @@ def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
         (
             (blue > _density(channels[1], 0.66))
             & (blue < _density(channels[1], 1.15))
-            & (red < _density(channels[1], 0.45)),
+            & (red < _density(channels[1], 0.3)),
             green,
             55,
         ),
