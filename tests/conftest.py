@@ -22,7 +22,7 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 
 
 def pytest_configure() -> None:
-    """Take SIGINT as in a terminal: a shell's background jobs ignore it, and so would all that tests start."""
+    """Take SIGINT as in a terminal: background jobs of a shell ignore it, and so would what tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
