@@ -131,23 +131,10 @@ def _start(
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_enter, args=(target, arguments, device, sender), name=name)
-    with _without_interrupts():
+    with parallel.without_interrupts():
         process.start()
     sender.close()  # so that the end of the process is the end of what it tells
     return receiver, process
-
-
-@contextlib.contextmanager
-def _without_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C from their first moment on: it is the parent that ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _enter(target: Target, arguments: tuple[Any, ...], device: str, channel: Connection) -> None:

@@ -7,7 +7,7 @@ imports Dask, and only when it is asked for.
 
 from wsi_mil.parallel.outcome import Contained, Outcome, StageResult, attempt, contained
 from wsi_mil.parallel.places import Place, as_they_end, local_cluster, map_slides
-from wsi_mil.parallel.processes import cpu_count, enter_worker, limit_cores
+from wsi_mil.parallel.processes import cpu_count, enter_worker, limit_cores, without_interrupts
 from wsi_mil.parallel.progress import Watch, console, progress
 
 __all__ = [
@@ -26,4 +26,5 @@ __all__ = [
     "local_cluster",
     "map_slides",
     "progress",
+    "without_interrupts",
 ]

@@ -15,7 +15,6 @@ import functools
 import logging
 import pickle
 import queue
-import signal
 import threading
 import time
 import uuid
@@ -33,7 +32,7 @@ from wsi_mil.errors import ClusterError
 from wsi_mil.parallel.board import Board, Seat
 from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt, contained
 from wsi_mil.parallel.places import Place
-from wsi_mil.parallel.processes import cpu_count, limit_cores
+from wsi_mil.parallel.processes import cpu_count, limit_cores, without_interrupts
 from wsi_mil.parallel.progress import Watch, console
 from wsi_mil.parallel.shared import absolute, beacon_in, wait_for
 
@@ -76,7 +75,7 @@ def local_scheduler(workers: int = 0) -> Iterator[str]:
 
     0 is one per core. It ends with the block.
     """
-    with _ignoring_interrupts():  # it is this process that ends the others
+    with without_interrupts():  # it is this process that ends the others
         cluster = LocalCluster(
             n_workers=workers or cpu_count(),
             threads_per_worker=1,
@@ -87,19 +86,6 @@ def local_scheduler(workers: int = 0) -> Iterator[str]:
         )
     with cluster:
         yield str(cluster.scheduler_address)
-
-
-@contextmanager
-def _ignoring_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C from their first moment on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
