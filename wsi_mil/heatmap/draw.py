@@ -100,24 +100,26 @@ def draw(task: Task) -> Mapping[str, Any] | None:
         SlideError: the map does not lie over the slide.
     """
     config = task.config
-    if task.slide_id in {".", ".."} or Path(task.slide_id).name != task.slide_id:
+    if task.slide_id in {"", ".", ".."} or Path(task.slide_id).name != task.slide_id:
         raise FormatError(f"{task.slide_id!r}: cannot be a folder's name; rename the slide and its files.")
-    features = store.open_features(config.run, task.encoder).read(task.slide_id)
+    stored = store.open_features(config.run, task.encoder)
+    known = stored.summary(task.slide_id)
     record = configs.record(
         config,
         model=task.name,
         model_digest=task.model_digest,
-        patches_digest=features.patches_digest,
-        weights_digest=features.weights_digest,
+        patches_digest=known.head.patches_digest,
+        weights_digest=known.head.weights_digest,
     )
     output = store.heatmap_folder(config.run, task.name, task.slide_id)
     if store.heatmap_is_done(output, record, config.overwrite):
         return None
     chosen, head, words = models_of(task)
-    models.check_identity(head, features.identity, task.slide_id)
-    if not len(features.coords):
+    models.check_identity(head, known.head.identity, task.slide_id)
+    if not known.patches:
         raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
-    with _thumbnail_meanwhile(features, um_per_pixel(features.geometry, config)) as looking:
+    with _thumbnail_meanwhile(known.head, um_per_pixel(known.head.geometry, config)) as looking:
+        features = stored.read(task.slide_id)
         score = score_slide(features.features, chosen)
         quantity, of = choose(score, config.show, config.output_class)
         pictures = _read_pictures(features, score.values[quantity][score.outputs.index(of)], config, looking)
@@ -161,16 +163,16 @@ def _facts(
 
 @contextmanager
 def _thumbnail_meanwhile(
-    features: store.Features, um: float
+    head: store.FeaturesHead, um: float
 ) -> Iterator[Future[tuple[Slide, NDArray[np.uint8]]]]:
     """Open the slide and read its thumbnail beside what the block does; the slide is closed after it."""
 
     def look() -> tuple[Slide, NDArray[np.uint8]]:
         slide = open_slide(
-            features.slide_path,
-            features.reader,  # type: ignore[arg-type]
-            features.geometry.mpp_l0,
-            features.head.icc,
+            head.slide_path,
+            head.reader,  # type: ignore[arg-type]
+            head.geometry.mpp_l0,
+            head.icc,
         )
         try:
             return slide, slide.thumbnail(um)
