@@ -67,6 +67,9 @@ class _Pictures:
     dense_features: NDArray[np.float16] | None = None
 
 
+_Looking = Future[tuple[Slide, NDArray[np.uint8]]]
+
+
 @functools.lru_cache(maxsize=32)
 def _read_model(path: Path, _modified_ns: int) -> tuple[MilModel, dict[str, Any]]:
     tensors, head = store.read_fold(path)
@@ -118,11 +121,13 @@ def draw(task: Task) -> Mapping[str, Any] | None:
     models.check_identity(head, known.head.identity, task.slide_id)
     if not known.patches:
         raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
-    with _thumbnail_meanwhile(known.head, um_per_pixel(known.head.geometry, config)) as looking:
+    with _looking_meanwhile(known.head, um_per_pixel(known.head.geometry, config)) as (beside, looking):
         features = stored.read(task.slide_id)
+        checking = beside.submit(_check, looking, features)
         score = score_slide(features.features, chosen)
         quantity, of = choose(score, config.show, config.output_class)
-        pictures = _read_pictures(features, score.values[quantity][score.outputs.index(of)], config, looking)
+        values = score.values[quantity][score.outputs.index(of)]
+        pictures = _read_pictures(features, values, config, looking, checking)
     count, dense_values = len(features.coords), {}
     if pictures.dense_features is not None:
         everything = score_slide(features.features, chosen, pictures.dense_features)
@@ -162,10 +167,11 @@ def _facts(
 
 
 @contextmanager
-def _thumbnail_meanwhile(
-    head: store.FeaturesHead, um: float
-) -> Iterator[Future[tuple[Slide, NDArray[np.uint8]]]]:
-    """Open the slide and read its thumbnail beside what the block does; the slide is closed after it."""
+def _looking_meanwhile(head: store.FeaturesHead, um: float) -> Iterator[tuple[ThreadPoolExecutor, _Looking]]:
+    """Open the slide and read its thumbnail beside what the block does.
+
+    What the block gives the thread to do after that is waited for; then the slide is closed.
+    """
 
     def look() -> tuple[Slide, NDArray[np.uint8]]:
         slide = open_slide(
@@ -183,19 +189,26 @@ def _thumbnail_meanwhile(
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
         try:
-            yield looking
+            yield pool, looking
         finally:
+            pool.shutdown()
             if looking.exception() is None:
                 looking.result()[0].close()
+
+
+def _check(looking: _Looking, features: store.Features) -> check.Alignment:
+    slide, picture = looking.result()
+    return check.check_alignment(slide, picture, features.coords, features.geometry)
 
 
 def _read_pictures(
     features: store.Features,
     values: NDArray[np.float32],
     config: HeatmapConfig,
-    looking: Future[tuple[Slide, NDArray[np.uint8]]],
+    looking: _Looking,
+    checking: Future[check.Alignment],
 ) -> _Pictures:
-    """Read what is shown of the slide and check that the map lies over it; grey where it cannot be read."""
+    """Read what is shown of the slide; grey where it cannot be read, an error where the map is elsewhere."""
     geometry = features.geometry
     try:
         slide, picture = looking.result()
@@ -206,7 +219,7 @@ def _read_pictures(
         }
     except SlideError as error:
         return _grey(geometry, um_per_pixel(geometry, config), error)
-    alignment = check.check_alignment(slide, picture, features.coords, geometry)
+    alignment = checking.result()
     more, embedded = np.zeros((0, 2), np.int64), None
     if config.overlap:
         stain = features.identity.get("stain", "none")
