@@ -215,12 +215,7 @@ def write_fields(output: Path, picture: np.ndarray, scale: float, found_at: list
 
 def field(folder: Path, slides: int) -> list[str]:
     """Our stage, with one process and with two, and the field's way on the same files, in turn."""
-    place = folder / f"field{slides}"
-    place.mkdir(parents=True, exist_ok=True)
-    for number in range(slides):
-        path = place / f"s{number:02d}.tiff"
-        if not path.exists():
-            field_slide(path, number)
+    place = field_slides(folder, slides)
     cv2.setNumThreads(1)
     out = folder / "field-out"
     out.mkdir(exist_ok=True)
@@ -258,6 +253,47 @@ def field(folder: Path, slides: int) -> list[str]:
         f"**{ratio(cpu, 'one'):.2f} times**; by the clock: {ratio(wall, 'one'):.2f} times with one process, "
         f"**{ratio(wall, 'two'):.2f} times** with two.",
     ]
+
+
+def clam(folder: Path, slides: int, checkout: Path) -> list[str]:
+    """Our command and CLAM's, with the pictures that it writes by default, on the slides of ``field``."""
+    place = field_slides(folder, slides).absolute()
+    commands = {
+        "CLAM": [sys.executable, "create_patches_fp.py", "--source", place, "--patch_size", "256", "--seg",
+                 "--patch", "--stitch", "--save_dir"],
+        "ours": [sys.executable, "-m", "wsi_mil", "tile", "--slides", place, "--run"],
+    }  # fmt: skip
+    cpu: dict[str, list[float]] = {name: [] for name in commands}
+    wall: dict[str, list[float]] = {name: [] for name in commands}
+    for _ in range(ROUNDS):
+        for name, command in commands.items():
+            out = (folder / f"field-out-{name}").absolute()
+            shutil.rmtree(out, ignore_errors=True)
+            start, cpu_start = time.perf_counter(), _processor_seconds()
+            subprocess.run(
+                [*map(str, command), str(out)], check=True, capture_output=True,
+                **({"cwd": checkout} if name == "CLAM" else {}),
+            )  # fmt: skip
+            wall[name].append(time.perf_counter() - start)
+            cpu[name].append(_processor_seconds() - cpu_start)
+    ratios = [float(np.median(np.array(each["CLAM"]) / np.array(each["ours"]))) for each in (cpu, wall)]
+    return [
+        f"The same {slides} slides by CLAM's own command (`--seg --patch --stitch`) and by `wsi-mil tile`, "
+        f"from start to end with imports: {np.median(cpu['CLAM']):.1f} and {np.median(cpu['ours']):.1f} s of "
+        f"processor time, {np.median(wall['CLAM']):.1f} and {np.median(wall['ours']):.1f} s by the clock: "
+        f"**{ratios[0]:.2f} times** and **{ratios[1]:.2f} times** as fast.",
+    ]
+
+
+def field_slides(folder: Path, slides: int) -> Path:
+    """Return the folder of drawn slides of 20,000 x 20,000 pixels, which are written once."""
+    place = folder / f"field{slides}"
+    place.mkdir(parents=True, exist_ok=True)
+    for number in range(slides):
+        path = place / f"s{number:02d}.tiff"
+        if not path.exists():
+            field_slide(path, number)
+    return place
 
 
 def _processor_seconds() -> float:
@@ -306,6 +342,7 @@ def main() -> None:
     parser.add_argument("--series", type=int, default=0)
     parser.add_argument("--slides", type=int, default=20)
     parser.add_argument("--tiles", type=Path, help="folder of real patches; left out where it is not given")
+    parser.add_argument("--clam", type=Path, help="checkout of CLAM, to run its command beside ours")
     parser.add_argument("--append", action="store_true", help="append the tables to RESULTS.md")
     arguments = parser.parse_args()
     folder = arguments.folder / "tile"
@@ -319,6 +356,8 @@ def main() -> None:
         lines += [*large_row(folder), ""]
     if "field" in arguments.parts:
         lines += [*field(folder, arguments.slides), ""]
+        if arguments.clam:
+            lines += [*clam(folder, arguments.slides, arguments.clam), ""]
     if "tiles" in arguments.parts and arguments.tiles:
         lines += [*tiles(arguments.tiles), ""]
     publish("Tiling", lines[:-1], append=arguments.append)
