@@ -19,6 +19,8 @@ _MIN_AREA_UM2 = 40_000.0
 _BLACK = 95  # ink that takes all: no channel above this, and no colour
 _PADDING = 14
 _PALER = 0.6
+_MIXED = 56  # hundredths of optical density, mean of the channels: one ink over another
+_FRAMED = 0.5  # of the outline of such a place is along strokes
 _HALO_UM = 48.0
 _BORDER_SHARE = 0.4  # of a side of the slide: what lies along it for longer is an edge and not a stroke
 
@@ -29,6 +31,7 @@ def find_ink(thumbnail: NDArray[np.uint8], mpp: float) -> Mask:
     ink = _coloured(smooth, mpp) | _black(smooth, mpp)
     if not ink.any():
         return ink
+    ink |= _mixed(smooth, ink, mpp)
     ink = np.asarray(cv2.morphologyEx(ink, cv2.MORPH_CLOSE, disc(WIDTH_UM / 2 / mpp)), dtype=np.uint8)
     ink = _strokes(ink, mpp)
     ink = drop_small(ink, _MIN_AREA_UM2 / mpp**2)
@@ -76,6 +79,29 @@ def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
             held[0] = False
             found |= picked(labels, held)
     return found
+
+
+def _mixed(picture: NDArray[np.uint8], ink: Mask, mpp: float) -> Mask:
+    """Return what is as dense as ink, as wide as a stroke and framed by ink: one ink over another.
+
+    Its hue is nobody's (red over blue is a dark purple), so density must do, in the mean of the channels.
+    Blood, melanin and strong stain are as dense, which is why only what has strokes along a good part of its
+    outline counts, and nothing where no stroke was found.
+    """
+    density = np.add.reduce([_density(channel, 1 / 3) for channel in cv2.split(picture)])
+    dense = np.where((density > _MIXED) & (ink == 0), np.uint8(255), np.uint8(0))
+    mask = _strokes(dense, mpp)
+    if not mask.any():
+        return mask
+    _, labels = cv2.connectedComponents(mask)
+    outline = (mask > 0) & (np.asarray(cv2.erode(mask, disc(1))) == 0)
+    near = np.asarray(cv2.dilate(ink, disc(2 * _MARGIN_UM / mpp))) > 0
+    lengths, framed = (
+        np.bincount(labels[where], minlength=labels.max() + 1) for where in (outline, outline & near)
+    )
+    held = framed > _FRAMED * lengths
+    held[0] = False
+    return picked(labels, held)
 
 
 def _density(channel: Any, times: float = 1.0) -> NDArray[np.uint8]:
