@@ -15,6 +15,7 @@ members' evidence, and sums with the mean bias to the mean of their logits.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -136,12 +137,28 @@ def _collect(
     model: MilModel, x_ND: Tensor | NDArray[Any], more_MD: NDArray[Any] | None, chunk: int
 ) -> "list[_Attention] | list[_Maximum] | list[_Instances]":
     collectors: Any = [_collector(member, len(x_ND), more_MD) for member in model.members]
-    for turn in range(collectors[0].turns):
-        for x_TD in _chunks(model, x_ND, more_MD, chunk):
-            for each in collectors:
-                each.take(x_TD, turn)
+    with _one_thread():
+        for turn in range(collectors[0].turns):
+            for x_TD in _chunks(model, x_ND, more_MD, chunk):
+                for each in collectors:
+                    each.take(x_TD, turn)
     found: list[_Attention] | list[_Maximum] | list[_Instances] = collectors
     return found
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one processor core: threads that share so little at a time mostly wait for each other.
+
+    They wait by spinning, which costs more than all of the work where something else runs on a core, as the
+    slide's picture is read meanwhile.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def against_others(task: Task, logits: Tensor) -> Tensor:
