@@ -128,7 +128,10 @@ def test_tile_on_a_cluster_is_tile(two_workers, tmp_path, monkeypatch):
     assert again.count("skipped") == 3, "it resumes what was begun elsewhere"
 
 
-def test_no_scheduler_is_said(tmp_path):
+def test_no_scheduler_is_said(tmp_path, monkeypatch):
+    from wsi_mil.parallel import cluster
+
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)  # nothing will answer: that it asks again takes its time
     config = ClusterConfig(scheduler="tcp://127.0.0.1:9")
     with pytest.raises(ClusterError, match=r"tcp://127.0.0.1:9: no Dask scheduler answers there"):
         parallel.map_slides(work, TASKS, title="t", place=Place(cluster=config))
