@@ -14,6 +14,7 @@ import pytest
 import tifffile
 
 from pipelines.pyramid import write_pyramid
+from wsi_mil import parallel
 from wsi_mil.cli import main
 
 GLASS = np.array([243, 242, 244], dtype=np.uint8)
@@ -23,6 +24,17 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 def pytest_configure() -> None:
     """Take SIGINT as in a terminal: background jobs of a shell ignore it, and so would what tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """A test has one core: two run at once, and processes that only load libraries prove nothing.
+
+    What is to start processes says how many; ``test_parallel`` knows how many there are where nobody does.
+    """
+    parallel.limit_cores(1)
+    yield
+    parallel.limit_cores(None)
 
 
 @pytest.fixture(scope="session")
