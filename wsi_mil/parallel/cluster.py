@@ -44,7 +44,7 @@ _SILENT_S = 30.0  # a scheduler that says nothing for so long is lost
 _CONNECT_S = 10.0
 _STILL_BORN = 4  # workers that die before their first slide while no other is at work
 _SEE_S = 5.0  # how long a worker looks for a file that was just written: file systems on a network are late
-_CLOSING = (AttributeError, CancelledError, NameError, RuntimeError)  # Dask's sync while the client is closed
+_CLOSING = (CancelledError, NameError, RuntimeError)  # of Dask's own `sync` while the client is closed
 _RESUME = "What is done is kept: give the command again to go on."
 
 _alone = threading.Lock()  # of a worker's process: held by a task that uses all of it
@@ -246,10 +246,12 @@ class _Work:
         future = self._futures.get(slide_id)
         if future is None or future.key != key:
             return  # its worker was given up meanwhile
-        self._futures.pop(slide_id).release()
+        del self._futures[slide_id]
         self._finished.pop(key, None)
         self._watch.end(slide_id)
         self._board.ended(slide_id)
+        self._hand_out()  # before the caller does something with the outcome: the worker waits
+        future.release()
         if outcome.status == "skipped" and self._board.was_lost(slide_id):
             # Its worker died when it had done it and before it could tell.
             outcome = dataclasses.replace(outcome, status="done", reason="")
@@ -275,10 +277,10 @@ class _Work:
 
     def _look(self) -> None:
         """In a thread: ask the scheduler for its workers, again and again."""
-        while not self._stop.is_set():
+        while not self._stop.is_set() and (scheduler := self._client.scheduler) is not None:
             try:
                 # Not scheduler_info(): it is silent where nothing answers, and of some versions tells five.
-                told = self._client.sync(self._client.scheduler.identity, n_workers=-1)
+                told = self._client.sync(scheduler.identity, n_workers=-1)
                 self._events.put(functools.partial(self._workers, told["workers"]))
             except OSError:
                 pass  # nothing was heard, which _check says when it lasts
