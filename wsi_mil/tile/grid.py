@@ -16,7 +16,7 @@ from wsi_mil.slide import Slide
 from wsi_mil.tile import quality
 from wsi_mil.tile.sample import sample
 
-PREVIEW_PX = 1400
+PREVIEW_PX, PREVIEW_PX_MIN = 1400, 1000
 _MM2 = 1e-6  # of a square micron
 
 
@@ -58,8 +58,9 @@ def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) ->
     name = slide_id or Path(slide.path).stem
     plan = plan_of(slide, config, config.mpp)
     # One reading serves both: the picture, and the thumbnail on which tissue is found, which may be coarser.
-    preview_mpp = max(slide.width_l0, slide.height_l0) * slide.mpp_l0 / PREVIEW_PX
-    picture = slide.thumbnail(min(config.tissue_mpp, preview_mpp))
+    longer_um = max(slide.width_l0, slide.height_l0) * slide.mpp_l0
+    enough = longer_um / config.tissue_mpp >= PREVIEW_PX_MIN
+    picture = slide.thumbnail(config.tissue_mpp if enough else longer_um / PREVIEW_PX)
     return tile_picture(slide, picture, plan, config, name)
 
 
