@@ -50,9 +50,10 @@ demo-random-weights: $(READY)
 	$(BIN)/wsi-mil heatmap --config $(DEMO) --run demo/run-random
 	@$(BIN)/python -m pipelines.demo.summary demo/run-random demo/truth
 
-# make bench-tile TILES=DIR, with a folder of real patches by class (NCT-CRC-HE, Kather 2016); left out without.
+# make bench-tile TILES=DIR CLAM=DIR: real patches by class (NCT-CRC-HE, Kather 2016), a checkout of CLAM; left
+# out without.
 bench-tile: $(READY)
-	$(BIN)/python -m benchmarks.tile --folder bench --append $(if $(TILES),--tiles $(TILES))
+	$(BIN)/python -m benchmarks.tile --folder bench --append $(if $(TILES),--tiles $(TILES)) $(if $(CLAM),--clam $(CLAM))
 
 # cuCIM is one of the baselines, where it installs; it works on a CPU with these two packages alone.
 bench-read: $(READY)

@@ -1,9 +1,11 @@
 import json
 
+import cv2
 import numpy as np
 import pytest
 import shapely
 
+from benchmarks.drawn_slides import PENS
 from tests.conftest import GLASS, draw_slide
 from wsi_mil.slide import open_slide
 from wsi_mil.tissue import find_tissue, outlines_l0, to_geojson
@@ -79,3 +81,40 @@ def test_the_same_slide_through_two_formats_has_the_same_tissue(real_slides):
     assert dice > 0.99
     assert masks[0].mean() == pytest.approx(0.387, abs=0.01)
     assert shapely.MultiPolygon(outlines_l0(masks[0].astype(np.uint8) * 255, 2220, 2967)).area > 0
+
+
+def _stroke(picture: np.ndarray, ends: tuple, ink: tuple[int, int, int], opacity: float = 0.9) -> np.ndarray:
+    """Draw a line 25 pixels (200 um) wide on a picture; return where."""
+    line = np.zeros(picture.shape[:2], np.uint8)
+    cv2.line(line, *ends, 1, 25)
+    where = line > 0
+    below = picture[where].astype(float)
+    picture[where] = np.round((1 - opacity) * below + opacity * np.array(ink) * (below / 255) ** 0.15)
+    return where
+
+
+@pytest.mark.parametrize("below", ["blue", "green", "black"])
+@pytest.mark.parametrize("over", ["red", "blue", "green"])
+def test_where_two_inks_lie_over_each_other_is_ink(below, over):
+    """Their mixture has the hue of neither; what is beside the strokes stays tissue."""
+    picture = draw_slide(200, 150, ((20, 20, 180, 130),))
+    under = _stroke(picture, ((50, 40), (150, 110)), PENS[below])
+    upper = _stroke(picture, ((50, 110), (150, 40)), PENS[over], opacity=0.85)
+    tissue = find_tissue(picture, MPP, **SIZES)
+    assert (tissue.pen[under & upper] > 0).mean() > 0.98
+    assert (tissue.pen[under | upper] > 0).mean() > 0.95
+    far = cv2.dilate((under | upper).astype(np.uint8), np.ones((9, 9), np.uint8)) == 0
+    assert not tissue.pen[far].any()
+
+
+def test_what_is_dense_and_no_hue_of_ink_counts_only_between_strokes():
+    """Blood is as dense as one ink over another: a lake of it is tissue, also beside a stroke."""
+    picture = draw_slide(300, 150, ((20, 20, 280, 130),))
+    picture[60:100, 60:100] = picture[60:100, 200:240] = (122, 36, 45)
+    assert not find_tissue(picture, MPP, **SIZES).pen.any()
+    stroke = _stroke(picture, ((190, 30), (190, 120)), PENS["blue"], opacity=1.0)
+    found = find_tissue(picture, MPP, **SIZES)
+    assert (found.pen[stroke] > 0).mean() > 0.95
+    assert not found.pen[60:100, 60:100].any()
+    assert not found.pen[60:100, 210:240].any()
+    assert found.mask[60:100, 210:240].all()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -551,6 +552,29 @@ def test_the_command_says_file_problem_and_what_to_do(clean, tmp_path, wsi):
     make(run, "hdf5")
     assert wsi("verify", "--run", run)[0] == 0
     assert wsi("verify", "--run", tmp_path / "nowhere")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("version", "kind", "words", "kept"),
+    [
+        (1, "earlier version", "a heatmap of version 1; this program knows 2 and draws it anew", False),
+        (99, "wrong format", "of version 99, written by a newer version of this program; .* knows 2", True),
+    ],
+)
+def test_a_heatmap_of_another_version_is_said_to_be_one(clean, tmp_path, version, kind, words, kept):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    folder = store.heatmap_folder(run, "m", "a")
+    head = folder / "heatmap.zarr" / "zarr.json"
+    content = json.loads(head.read_text())
+    content["attributes"]["format_version"] = version
+    head.write_text(json.dumps(content))
+    (found,) = problems(run)
+    assert (found.file, found.kind) == (str(folder / "heatmap.zarr"), kind)
+    assert re.search(words, found.detail)
+    assert "wsi-mil heatmap" in found.what_to_do()
+    assert found.repair() is not kept
+    assert folder.exists() is kept
 
 
 def test_folders_of_other_tools_are_not_repaired(tmp_path, wsi):

@@ -7,6 +7,7 @@ where that number came from) and RGB pixels at any mpp. It knows nothing of tiss
 import math
 import struct
 import threading
+from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal
 
@@ -18,7 +19,7 @@ from PIL import Image, ImageColor
 from wsi_mil.config import Icc, Location
 from wsi_mil.errors import SlideError
 from wsi_mil.geometry import is_whole, pick_level
-from wsi_mil.slide import colour, resolution, vendors
+from wsi_mil.slide import colour, levels, resolution, vendors
 
 Reader = Literal["auto", "openslide", "tiffslide"]
 Box = tuple[float, float, float, float]
@@ -29,7 +30,8 @@ TIFF_ERRORS = (
     *(AssertionError, MemoryError, struct.error),
 )
 _STRIP_PIXELS = 16_000_000  # a thumbnail is read in strips of so many pixels: bounded memory on any slide
-_THUMBNAIL_PIXELS = 64_000_000  # about a second of reading
+_THUMBNAIL_PIXELS = 64_000_000  # two seconds of reading, where a coarser level cannot be trusted
+_SMALL_PIXELS = 4_000_000  # a slide this small is read whole
 
 
 class Slide:
@@ -100,7 +102,7 @@ class Slide:
         across, down = self.level_scale(level)
         left, top = x_l0 * across, y_l0 * down
         box = left, top, left + side_l0 * across, top + side_l0 * down
-        return self._resampled(level, box, (size_px, size_px))
+        return self.resampled(level, box, (size_px, size_px))
 
     def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
         """Return the whole slide at about ``mpp`` as (height, width, 3) RGB.
@@ -110,7 +112,15 @@ class Slide:
         """
         width = max(1, round(self.width_l0 * self.mpp_l0 / mpp))
         height = max(1, round(self.height_l0 * self.mpp_l0 / mpp))
-        level = self._thumbnail_level(mpp / self.mpp_l0)
+        picture = np.empty((0, 0, 3), dtype=np.uint8)
+        for level, is_last in self._thumbnail_levels(mpp / self.mpp_l0):
+            picture = self._whole(level, width, height)
+            if is_last or levels.is_averaged(self, level, picture):
+                break
+        return picture
+
+    def _whole(self, level: int, width: int, height: int) -> NDArray[np.uint8]:
+        """Return a whole level as (height, width, 3)."""
         level_width, level_height = self.level_sizes[level]
         rows = max(1, int(_STRIP_PIXELS / level_width / (level_height / height)))
         picture = np.empty((height, width, 3), dtype=np.uint8)
@@ -118,7 +128,7 @@ class Slide:
             bottom = min(top + rows, height)
             box = (0.0, top * level_height / height, float(level_width), bottom * level_height / height)
             # A strip may reach over its edges, so that none shows; a patch is made of its own pixels only.
-            picture[top:bottom] = self._resampled(level, box, (width, bottom - top), beyond=2)
+            picture[top:bottom] = self.resampled(level, box, (width, bottom - top), beyond=2)
         return picture
 
     def level_scale(self, level: int) -> tuple[float, float]:
@@ -153,17 +163,22 @@ class Slide:
         """Close the file."""
         self.close()
 
-    def _thumbnail_level(self, downsample: float) -> int:
-        """Return the finest level, among those fine enough, that is still quick to read whole.
+    def _thumbnail_levels(self, downsample: float) -> Iterator[tuple[int, bool]]:
+        """Yield the levels to read a thumbnail from, and whether that is the last: coarsest first.
 
-        Small levels of real pyramids are often decimated instead of averaged, and coarsely compressed:
-        averaging a finer level shows more truly where tissue is.
+        Of levels that are fine enough the coarsest is read fastest, but small levels of real pyramids are
+        often decimated instead of averaged, and coarsely compressed: then a finer one shows more truly where
+        tissue is. What is small enough is read at level 0 at once.
         """
-        last = pick_level(self.downsamples, downsample)
-        pixels = [width * height for width, height in self.level_sizes[: last + 1]]
-        return next((i for i, each in enumerate(pixels) if each <= _THUMBNAIL_PIXELS), last)
+        coarsest = pick_level(self.downsamples, downsample)
+        pixels = [width * height for width, height in self.level_sizes]
+        finest = next((i for i, each in enumerate(pixels[:coarsest]) if each <= _THUMBNAIL_PIXELS), coarsest)
+        if pixels[0] <= _SMALL_PIXELS:
+            coarsest = finest
+        for level in range(coarsest, finest - 1, -1):
+            yield level, level == finest
 
-    def _resampled(self, level: int, box: Box, size: tuple[int, int], beyond: int = 0) -> NDArray[np.uint8]:
+    def resampled(self, level: int, box: Box, size: tuple[int, int], beyond: int = 0) -> NDArray[np.uint8]:
         """Return a level's box (left, top, right, bottom; fractional) as ``size`` (width, height) pixels.
 
         The filter may reach ``beyond`` the box by so many output pixels (bicubic needs two).
@@ -192,6 +207,8 @@ class Slide:
         level_width, level_height = self.level_sizes[level]
         x0, y0 = max(x, 0), max(y, 0)
         x1, y1 = min(x + width, level_width), min(y + height, level_height)
+        if (x1 - x0, y1 - y0) == (width, height):
+            return np.array(self._region(level, x, y, width, height))
         pixels = np.empty((height, width, 3), dtype=np.uint8)
         pixels[:] = self.background
         if x1 > x0 and y1 > y0:

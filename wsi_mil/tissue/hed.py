@@ -5,6 +5,8 @@ them apart is that a shadow is grey: of the optical density only what the channe
 counts. The glass's own tint is taken off first, and the threshold is that of its own noise.
 """
 
+import math
+
 import cv2
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,7 @@ _BLUR_UM = 10.0
 _UNITS = 500.0  # of an optical density (natural logarithm) of 1
 _FLOOR = 5  # units above the glass: 1 % of the light; real glass varies by half of that
 _SIGMAS = 6.0
+_SEEN = 50_000  # pixels are enough for the glass's colour
 _DARKEST = 25  # a pixel without a channel above this is padding, whose colour is noise
 
 
@@ -34,7 +37,8 @@ def by_density(thumbnail: NDArray[np.uint8], mpp: float, unseen: Mask) -> tuple[
 
 def _glass(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Return the colour of the glass: the median of the brighter half of what is bright and nearly grey."""
-    picture = np.ascontiguousarray(picture[::4, ::4])  # glass is everywhere
+    step = max(1, round(math.sqrt(picture.shape[0] * picture.shape[1] / _SEEN)))  # glass is everywhere
+    picture = np.ascontiguousarray(picture[::step, ::step])
     green = picture[..., 1]
     grey = (chroma(picture) < 12) & (picture.min(axis=2) > 160) & (picture.max(axis=2) < 254)
     if grey.mean() < 0.005:  # a slide that is all tissue, or all padding

@@ -46,12 +46,16 @@ def disc(radius_px: float) -> NDArray[np.uint8]:
 def drop_small(mask: Mask, min_pixels: float, connectivity: int = 8, keep_at_border: bool = False) -> Mask:
     """Return the mask without its connected pieces of fewer than ``min_pixels`` pixels."""
     _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
-    keep = stats[:, cv2.CC_STAT_AREA] >= min_pixels
+    drop = stats[:, cv2.CC_STAT_AREA] < min_pixels
     if keep_at_border:  # a bay that opens to the slide's border is background, however small
         border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-        keep[np.unique(border)] = True
-    keep[0] = False
-    return picked(labels, keep)
+        drop[np.unique(border)] = False
+    drop[0] = False
+    left, rest = np.array(mask), np.flatnonzero(drop).tolist()
+    for piece, (x, y, width, height, _) in zip(rest, stats[rest].tolist(), strict=True):
+        box = np.s_[y : y + height, x : x + width]  # small, as the piece is
+        left[box][labels[box] == piece] = 0
+    return left
 
 
 def picked(labels: Any, keep: NDArray[np.bool_]) -> Mask:
