@@ -42,7 +42,7 @@ from wsi_mil.parallel import Place
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     """A scheduler and two workers, for all tests that kill nobody."""
     with DaskCluster(tmp_path_factory.mktemp("cluster")) as cluster:
