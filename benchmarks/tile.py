@@ -35,14 +35,14 @@ from wsi_mil.slide import Slide, open_slide
 from wsi_mil.tile.grid import plan_of, tile_picture
 
 PATCH = 128  # pixels at 1.0 um, on the drawn slides
-PEN, FOCUS = 0.1, 25.0
+PEN, BLUR_UM, FOCUS = 0.1, 1.5, 25.0
 ROUNDS = 3
 
 
 def found(folder: Path, series: int) -> list[str]:
     """Dice, pen and blur on the sixty slides, each written as a file and read again."""
     kinds: dict[str, list[float]] = {}
-    counts = {what: np.zeros(3, int) for what in ("pen", "blur")}  # hits, called, there
+    counts = {what: np.zeros(3, int) for what in ("pen", "blur", "focus")}  # hits, called, there
     (folder / "drawn").mkdir(parents=True, exist_ok=True)
     for name in NAMES:
         drawn = draw(name, series)
@@ -63,9 +63,10 @@ def found(folder: Path, series: int) -> list[str]:
         _count(counts["pen"], patches.quality["pen_fraction"] > PEN, _part(drawn.pen, patches) > PEN)
         inside = _part(drawn.tissue, patches)
         look = (inside >= 0.1) & (patches.quality["pen_fraction"] <= PEN) & (patches.tissue_fraction >= 0.1)
+        blurred = _part(drawn.tissue & drawn.blurred, patches)[look] > 0.5 * inside[look]
+        _count(counts["blur"], patches.quality["blur_um"][look] > BLUR_UM, blurred)
         if drawn.kind != "fluorescence":  # its greys are another scale
-            blurred = _part(drawn.tissue & drawn.blurred, patches)[look] > 0.5 * inside[look]
-            _count(counts["blur"], patches.quality["focus"][look] < FOCUS, blurred)
+            _count(counts["focus"], patches.quality["focus"][look] < FOCUS, blurred)
     scores = [each for values in kinds.values() for each in values]
     lines = [
         f"Sixty drawn slides (series {series}), patches of {PATCH} px at {MPP} um, through JPEG files. Dice "
@@ -78,7 +79,8 @@ def found(folder: Path, series: int) -> list[str]:
         "| found, per patch | threshold | patches | precision | recall |",
         "|---|---|---|---|---|",
     ]
-    for what, text in (("pen", f"pen_fraction > {PEN}"), ("blur", f"focus < {FOCUS:g}")):
+    rules = {"pen": f"pen_fraction > {PEN}", "blur": f"blur_um > {BLUR_UM:g}", "focus": f"focus < {FOCUS:g}"}
+    for what, text in rules.items():
         hits, called, there = counts[what].tolist()
         lines.append(f"| {what} | {text} | {there} | {hits / called:.3f} | {hits / there:.3f} |")
     return lines

@@ -55,20 +55,31 @@ def test_columns_say_what_is_wrong_with_each_patch(blurred_half, tmp_path):
     config = TileConfig(slides=blurred_half, run=tmp_path, qc="pixels", max_pen=1.0, min_tissue=0.0, **LAYOUT)
     with open_slide(blurred_half) as slide:
         patches = tile.tile_slide(slide, config).patches
-    assert set(patches.quality) == {"pen_fraction", "saturation", "whiteness", "blackness", "focus"}
+    assert set(patches.quality) == {
+        "pen_fraction",
+        "saturation",
+        "whiteness",
+        "blackness",
+        "focus",
+        "blur_um",
+    }
     x, y = patches.coords.T
     pen, focus = patches.quality["pen_fraction"], patches.quality["focus"]
     assert (pen[y >= 768] > 0.95).all()
     assert (pen[y < 640] == 0).all()
     clear = y < 640
     assert focus[clear & (x < 768)].min() > 10 * focus[clear & (x >= 768)].max()
+    blur = patches.quality["blur_um"]  # of dots of one size, which are not softer than they are small
+    assert blur[clear & (x < 640)].max() < 1.5
+    assert blur[clear & (x >= 768)].min() > 1.5
     assert (patches.quality["whiteness"][clear] == 0).all()
     assert (patches.quality["saturation"][clear] > 0.2).all()
 
 
-def test_each_reason_counts_what_it_removed_and_the_table_says_it(blurred_half, tmp_path):
+@pytest.mark.parametrize("least", [{"min_focus": 100.0}, {"max_blur_um": 1.5}])
+def test_each_reason_counts_what_it_removed_and_the_table_says_it(blurred_half, tmp_path, least):
     run = tmp_path / "run"
-    settings = LAYOUT | {"slides": blurred_half, "run": run, "qc": "pixels", "min_focus": 100.0}
+    settings = LAYOUT | {"slides": blurred_half, "run": run, "qc": "pixels"} | least
     assert not tile.run(TileConfig(**settings)).failed
     patches, row = read(run), table(run)["a"]
     assert sorted({tuple(each) for each in patches.coords.tolist()}) == sorted(
@@ -82,6 +93,7 @@ def test_each_reason_counts_what_it_removed_and_the_table_says_it(blurred_half, 
         name: removed[name] for name in ("tissue", "pen", "focus")
     }
     assert (patches.quality["focus"] >= 100).all()
+    assert (patches.quality["blur_um"] <= 1.5).all()
     preview = cv2.imread(str(run / "patches" / "a.jpg"))[..., ::-1].astype(int)
     for name in ("pen", "focus"):  # JPEG, and 0.4 of the picture below the frames
         frame = np.abs(preview * 1.0 - REASON_RGB[name]).sum(axis=2)
@@ -90,7 +102,7 @@ def test_each_reason_counts_what_it_removed_and_the_table_says_it(blurred_half, 
 
 def test_a_patch_is_as_blurred_as_most_of_it():
     rng = np.random.default_rng(0)
-    patch = rng.integers(0, 255, (64, 64, 3)).astype(np.uint8)
+    patch = rng.integers(0, 255, (64, 64)).astype(np.uint8)
     patch[:, 24:] = 128
     squares = focus_of_squares(patch).reshape(4, 4)
     assert (squares[:, 2:] == 0).all()
@@ -110,6 +122,7 @@ def test_a_patch_that_cannot_be_read_has_no_focus_and_is_said(tmp_path):
         patches = tile.grid.tile_picture(slide, picture, plan, config, "a").patches
     assert len(patches.coords) == 64
     assert (patches.quality["focus"] == -1).all()
+    assert (patches.quality["blur_um"] == -1).all()
 
 
 def annotate(path, *rings, name="Tumor", kind="Polygon"):
@@ -334,6 +347,8 @@ def test_the_contact_sheet_shows_every_slide_and_what_is_odd(make_slide, tmp_pat
         ({"tissue": "geojson:"}, "--tissue geojson:: unknown"),
         ({"tissue_classes": ("Tumor",)}, "only with --tissue geojson"),
         ({"min_focus": 5.0}, "add --qc pixels"),
+        ({"max_blur_um": 1.5}, "add --qc pixels"),
+        ({"max_blur_um": 0.0, "qc": "pixels"}, "--max-blur-um 0.0: must be above 0"),
         ({"max_pen": 2.0}, "--max-pen 2.0: a fraction"),
         ({"max_patches": 0}, "--max-patches 0"),
         ({"context_mpp": (0.5,)}, "stands there twice"),

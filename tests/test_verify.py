@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.conftest import passed_without_roots_powers
+from tests.conftest import without_roots_powers
 from tests.test_embed import weights  # noqa: F401 - a fixture
 from tests.test_heatmap import head as model_head
 from tests.test_heatmap import random_model
@@ -587,14 +587,13 @@ def test_folders_of_other_tools_are_not_repaired(tmp_path, wsi):
     assert path.exists()
 
 
-def test_a_file_without_permission_is_named_and_kept(clean, tmp_path, request):
-    if passed_without_roots_powers(request):
-        return
+def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(clean["hdf5"], run)
     path = store.features_path(run, "net", "a")
     path.chmod(0)
-    (problem,) = problems(run)
+    with without_roots_powers():
+        (problem,) = problems(run)
     assert (problem.kind, problem.removable) == ("no permission", None)
 
 

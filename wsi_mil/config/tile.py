@@ -50,10 +50,13 @@ class TileConfig(ClusterConfig):
     """Keep a patch when at most this fraction of it is pen (1 keeps all)."""
     qc: Literal["thumbnail", "pixels"] = "thumbnail"
     """Quality of patches that is stored beside the coords. thumbnail: tissue, pen, saturation, black and
-    white, for nothing. pixels: also focus, for which every patch is read once."""
+    white, for nothing. pixels: also blur and focus, for which every patch is read once."""
+    max_blur_um: float | None = None
+    """Keep a patch when it is blurred by at most so many microns, whatever its stain and contrast; needs --qc
+    pixels. 1.5 leaves out what is soft at 20x; look at the stored values first."""
     min_focus: float | None = None
-    """Keep a patch when its focus (variance of the Laplacian) is at least this; needs --qc pixels. 25 parts
-    sharp from blurred on drawn H&E at 1.0 um; look at the stored values of a slide first."""
+    """Keep a patch when its focus (variance of the Laplacian) is at least this; needs --qc pixels. Its
+    scale depends on stain, scanner and --mpp; --max-blur-um does not."""
     max_patches: int | None = None
     """Keep at most so many patches of a slide; default: all."""
     sample: Literal["spatial", "random"] = "spatial"
@@ -134,8 +137,16 @@ class TileConfig(ClusterConfig):
             f"--min-focus {self.min_focus}: must not be negative.",
         )
         require(
+            self.max_blur_um is None or self.max_blur_um > 0,
+            f"--max-blur-um {self.max_blur_um}: must be above 0.",
+        )
+        require(
             self.min_focus is None or self.qc == "pixels",
             f"--min-focus {self.min_focus}: focus is a matter of pixels; add --qc pixels.",
+        )
+        require(
+            self.max_blur_um is None or self.qc == "pixels",
+            f"--max-blur-um {self.max_blur_um}: blur is a matter of pixels; add --qc pixels.",
         )
         require(
             self.max_patches is None or self.max_patches >= 1,

@@ -77,20 +77,20 @@ def tile_picture(
     reason[fraction < config.min_tissue] = "tissue"
     # Ink counts where it hides what might be tissue, and where nothing else was said against the patch.
     reason[(pen > config.max_pen) & (fraction + pen >= config.min_tissue)] = "pen"
-    focus = np.full(len(grid), quality.UNKNOWN, np.float32)
+    measured: dict[str, NDArray[np.float32]] = {}
     if config.qc == "pixels":
         rows = np.flatnonzero(reason == "")
-        focus[rows] = quality.measure_focus(slide, grid[rows], plan, found)
-        if config.min_focus is not None:
-            reason[rows[(focus[rows] < config.min_focus) & (focus[rows] != quality.UNKNOWN)]] = "focus"
+        for column, values in quality.of_pixels(slide, grid[rows], plan, found).items():
+            measured[column] = np.full(len(grid), quality.UNKNOWN, np.float32)
+            measured[column][rows] = values
+        reason[quality.out_of_focus(measured, config.min_focus, config.max_blur_um)] = "focus"
     if config.max_patches is not None:
         rows = np.flatnonzero(reason == "")
         taken = sample(geometry.cells_rc(grid[rows], plan), config.max_patches, config.sample, config.seed)
         reason[np.delete(rows, taken)] = "sample"
     keep, met = reason == "", (reason != "") & (fraction + pen > 0)
     columns = quality.of_thumbnail(thumbnail, found, boxes[keep])
-    if config.qc == "pixels":
-        columns["focus"] = focus[keep]
+    columns |= {column: values[keep] for column, values in measured.items()}
     removed = {each: int(np.count_nonzero(reason[met] == each)) for each in (*quality.REASONS, "sample")}
     area_l0 = found.fraction * slide.width_l0 * slide.height_l0
     patches = store.Patches(
@@ -210,6 +210,6 @@ def _around(patches: store.Patches, slide: Slide, config: TileConfig, mpp: float
         coords=coords,
         tissue_fraction=patches.tissue_fraction,
         record=patches.record | {"around": fine.mpp, "mpp": mpp},
-        quality={name: column for name, column in patches.quality.items() if name != "focus"},
+        quality={name: column for name, column in patches.quality.items() if name not in quality.OF_PIXELS},
         notes=patches.notes | {"around": fine.mpp},
     )
