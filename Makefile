@@ -10,7 +10,7 @@ DEMO := pipelines/demo/pipeline.toml
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
 	@echo "make demo-random-weights  the same with an untrained encoder: what the pretrained one is worth"
-	@echo "make test                 the default tests: CPU, no network"
+	@echo "make test                 the default tests: CPU, no network, two processes"
 	@echo "make test-slow            tests that take minutes"
 	@echo "make test-gpu             tests that need a CUDA device"
 	@echo "make bench-tile           drawn slides of known tissue, speed against the field's way, real patches"
@@ -86,8 +86,9 @@ bench-scale: $(READY)
 bench-view: $(READY)
 	$(BIN)/python -m benchmarks.view --folder bench --append
 
+# Two processes of a core each; a file's tests stay together, since they share what they made.
 test: $(READY)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 test-slow: $(READY)
 	$(BIN)/python -m pytest -m slow

@@ -2,10 +2,12 @@
 
     make bench-scale           (or: python -m benchmarks.scale --folder bench --append [--only NAME ...])
 
-* tile, embed: 40 drawn slides by two workers and by one, and (tile) by two local processes; a round is all
-  of them one after the other, a ratio is taken within a round. A worker has one thread. Wall seconds begin
-  when the workers are there and have the encoder; processor seconds are those of all processes, the
-  scheduler's too.
+* tile, embed: 40 drawn slides by two workers and by one; a round is both, one after the other, a ratio is
+  taken within a round. A worker has one core, which it cannot leave: its libraries' threads would help a
+  single worker to the core of the second. Wall seconds begin when the workers are there and have the encoder,
+  and are of the whole command; processor seconds are those of all processes, the scheduler's too.
+* overhead: the same slides by this process, and by one worker that runs already; and by the command with two
+  local processes and with ``--dask local``, the start of everything included.
 * noop: 10,000 slides that are nothing; memory of the client and the scheduler on the way.
 * killer: a random worker is killed every 10 s for 2 minutes while slides are tiled; then verify looks.
 """
@@ -21,6 +23,9 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +33,22 @@ import psutil
 
 from benchmarks.results import publish
 from pipelines.demo.cohort import make_cohort
-from tests.clusters import DaskCluster, until
+from tests.clusters import ENVIRONMENT, DaskCluster, until
 from wsi_mil import embed, parallel, store, tile, verify
 from wsi_mil.config import ClusterConfig, EmbedConfig, TileConfig, VerifyConfig
 
 SLIDES, NOOPS, KILL_EVERY_S, KILL_FOR_S = 40, 10_000, 10.0, 120.0
+CHOICES = ("tile", "embed", "overhead", "noop", "killer")
+CORES = sorted(os.sched_getaffinity(0))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Wall and processor seconds, and the part of the machine's processors that other people's work took."""
+
+    wall: float
+    cpu: float
+    others: float
 
 
 def slides_in(folder: Path) -> Path:
@@ -43,11 +59,23 @@ def slides_in(folder: Path) -> Path:
 
 
 def cluster(folder: Path, workers: int, *, nanny: bool = False) -> DaskCluster:
+    """Start a scheduler and workers of a core each."""
     started = DaskCluster(folder)
     started.start_scheduler()
-    for _ in range(workers):
-        started.start_worker(nanny=nanny)
+    for number in range(workers):
+        core = CORES[number % len(CORES)]
+        started.start_worker("--memory-limit", "0", nanny=nanny, prefix=("taskset", "-c", str(core)))
     return started
+
+
+@contextmanager
+def on_one_core() -> Iterator[None]:
+    """Keep this process to the core that a single worker has."""
+    os.sched_setaffinity(0, CORES[:1])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, CORES)
 
 
 def cpu_of(cluster: DaskCluster) -> float:
@@ -65,62 +93,136 @@ def own_cpu() -> float:
     return sum(each.ru_utime + each.ru_stime for each in map(resource.getrusage, kinds))
 
 
-def timed(call: Any, on: DaskCluster | None) -> tuple[float, float]:
-    """Return wall and processor seconds of a call, with those of the cluster."""
-    cpu, start = own_cpu() + (cpu_of(on) if on else 0.0), time.perf_counter()
-    result = call()
+def busy() -> float:
+    times = psutil.cpu_times()
+    return sum(times) - times.idle - times.iowait - times.guest - times.guest_nice  # guests are in user, too
+
+
+def timed(call: Callable[[], Any], on: DaskCluster | None = None) -> Measured:
+    """Measure a call, with the processes of its cluster."""
+    cpu, all_, start = own_cpu() + (cpu_of(on) if on else 0.0), busy(), time.perf_counter()
+    call()
     seconds = time.perf_counter() - start
+    cpu, all_ = own_cpu() + (cpu_of(on) if on else 0.0) - cpu, busy() - all_
+    return Measured(seconds, cpu, max(all_ - cpu, 0.0) / seconds / (os.cpu_count() or 1))
+
+
+def all_done(result: parallel.StageResult) -> None:
     assert not result.failed, result.failed[:1]
     assert result.count("done") == SLIDES
-    return seconds, own_cpu() + (cpu_of(on) if on else 0.0) - cpu
+
+
+def measure(
+    name: str, rounds: int, contenders: dict[str, Callable[[], Measured]]
+) -> dict[str, list[Measured]]:
+    """Let them work in turns, every second time from the end; the first round loads and is not told."""
+    figures: dict[str, list[Measured]] = {who: [] for who in contenders}
+    for number in range(rounds + 1):
+        for who in list(contenders)[:: 1 if number % 2 else -1]:
+            each = contenders[who]()
+            if number:
+                figures[who].append(each)
+            words = f"{each.wall:.1f} s, {each.cpu:.1f} s of processor, others had {each.others:.0%}"
+            print(name, number, who, words, flush=True)
+    return figures
+
+
+def tile_by(folder: Path, on: DaskCluster | None) -> Measured:
+    """Tile by a cluster or in this process."""
+    run = folder / "run-bench"
+    shutil.rmtree(run, ignore_errors=True)
+    config = TileConfig(
+        slides=slides_in(folder), run=run, patch_px=224, scheduler=on.address if on else None,
+        workers=0 if on else 1,
+    )  # fmt: skip
+    return timed(lambda: all_done(tile.run(config)), on)
+
+
+def tile_by_command(folder: Path, *flags: str) -> Measured:
+    """Tile by the command as people give it."""
+    run = folder / "run-bench"
+    shutil.rmtree(run, ignore_errors=True)
+    words = ["tile", "--slides", slides_in(folder), "--run", run, "--patch-px", 224, "--workers", 2, *flags]
+    command = [sys.executable, "-m", "wsi_mil", *map(str, words)]
+    measured = timed(
+        lambda: subprocess.run(command, check=True, env=ENVIRONMENT, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    )  # fmt: skip
+    assert len(list((run / "patches").glob("*.h5"))) == SLIDES
+    return measured
+
+
+def embed_by(folder: Path, on: DaskCluster) -> Measured:
+    run = folder / "run-bench"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(folder / "run-tiled", run)
+    config = EmbedConfig(run=run, precision="fp32", scheduler=on.address, allow_mismatch=True)
+    return timed(lambda: all_done(embed.run(config)), on)
 
 
 def bench_stage(name: str, folder: Path, rounds: int) -> list[str]:
-    """Measure tile or embed by one worker, by two, and by this machine's processes."""
-    slides, tiled = slides_in(folder), folder / "run-tiled"
-    tile.run(TileConfig(slides=slides, run=tiled, patch_px=224, overwrite=True))
-    figures: dict[str, list[tuple[float, float]]] = {}
+    """Measure tile or embed by one worker and by two."""
+    if name == "embed":
+        slides, run = slides_in(folder), folder / "run-tiled"
+        tile.run(TileConfig(slides=slides, run=run, patch_px=224, overwrite=True))
+    by = {"tile": tile_by, "embed": embed_by}[name]
     with cluster(folder / "one", 1) as one, cluster(folder / "two", 2) as two:
-        for number in range(rounds + 1):
-            for who, on in (("1 worker", one), ("2 workers", two), ("2 processes", None)):
-                if name == "embed" and on is None:
-                    continue
-                run = folder / "run-bench"
-                shutil.rmtree(run, ignore_errors=True)
-                address = on.address if on else None
-                if name == "tile":
-                    config: Any = TileConfig(
-                        slides=slides, run=run, patch_px=224, scheduler=address, workers=0 if on else 2
-                    )
-                    measured = timed(lambda config=config: tile.run(config), on)
-                else:
-                    shutil.copytree(tiled, run)
-                    config = EmbedConfig(run=run, precision="fp32", scheduler=address, allow_mismatch=True)
-                    measured = timed(lambda config=config: embed.run(config), on)
-                if number:  # the first round loads libraries and encoders
-                    figures.setdefault(who, []).append(measured)
-                print(name, number, who, f"{measured[0]:.1f} s, {measured[1]:.1f} s of processor", flush=True)
-    return table(name, figures)
+        contenders = {"1 worker": lambda: by(folder, one), "2 workers": lambda: by(folder, two)}
+        figures = measure(name, rounds, contenders)
+    wanted = {"tile": 1.8, "embed": 1.7}[name]
+    walls = ratios(figures, "1 worker", "2 workers", "wall")
+    work = ratios(figures, "2 workers", "1 worker", "cpu")
+    return [
+        *table(name, figures),
+        f"Two workers against one: {ratio(walls)} x (wanted: {wanted} x).",
+        f"Processor seconds of two workers against those of one: {ratio(work)} (1 is no loss).",
+        "",
+    ]
 
 
-def table(name: str, figures: dict[str, list[tuple[float, float]]]) -> list[str]:
+def bench_overhead(folder: Path, rounds: int) -> list[str]:
+    """Measure what Dask adds to tile: to a process that runs already, and to the command."""
+
+    def here() -> Measured:
+        with on_one_core():
+            return tile_by(folder, None)
+
+    contenders = {
+        "this process": here,
+        "1 Dask worker": lambda: tile_by(folder, on),
+        "the command, 2 local processes": lambda: tile_by_command(folder),
+        "the command, --dask local, 2 workers": lambda: tile_by_command(folder, "--dask", "local"),
+    }
+    with cluster(folder / "overhead", 1) as on:
+        figures = measure("overhead", rounds, contenders)
+    one, worker, processes, local = contenders
+    starts = [b.cpu - a.cpu for a, b in zip(figures[processes], figures[local], strict=True)]
+    lines = table("tile", figures)
+    for what, a, b in ((worker, worker, one), ("--dask local", local, processes)):
+        cpu, wall = ratios(figures, a, b, "cpu"), ratios(figures, a, b, "wall")
+        lines.append(
+            f"{what} against {b}: {ratio(cpu)} x the processor seconds, {ratio(wall)} x the seconds."
+        )
+    return [
+        *lines,
+        "Wanted: at most 1.05. --dask local starts a scheduler and two processes that watch over workers: "
+        f"{ratio(starts)} processor seconds more for the command, however many slides there are.",
+        "",
+    ]
+
+
+def table(name: str, figures: dict[str, list[Measured]]) -> list[str]:
     lines = [f"| {name}, {SLIDES} slides | seconds (each round) | processor seconds |", "|---|---|---|"]
     for who, values in figures.items():
-        wall, cpu = (", ".join(f"{each[i]:.1f}" for each in values) for i in (0, 1))
-        lines.append(f"| {who} | {wall} | {cpu} |")
-    wanted = {"tile": 1.8, "embed": 1.7}[name]
-    speed = [a[0] / b[0] for a, b in zip(figures["1 worker"], figures["2 workers"], strict=True)]
-    lines += ["", f"Two workers against one: {ratio(speed)} x (wanted: {wanted} x)."]
-    work = [b[1] / a[1] for a, b in zip(figures["1 worker"], figures["2 workers"], strict=True)]
-    lines += [f"Processor seconds of two workers against those of one: {ratio(work)} (1 is no loss)."]
-    if "2 processes" in figures:
-        pairs = list(zip(figures["2 workers"], figures["2 processes"], strict=True))
-        lines += [
-            f"Two workers against two local processes: {ratio([a[0] / b[0] for a, b in pairs])} x the "
-            f"wall seconds, {ratio([a[1] / b[1] for a, b in pairs])} x the processor seconds (wanted: at "
-            "most 1.05)."
-        ]
-    return [*lines, ""]
+        walls, cpus = (", ".join(f"{getattr(each, kind):.1f}" for each in values) for kind in ("wall", "cpu"))
+        lines.append(f"| {who} | {walls} | {cpus} |")
+    others = [each.others for values in figures.values() for each in values]
+    return [*lines, "", f"Other processes had {ratio(others)} of the machine meanwhile."]
+
+
+def ratios(figures: dict[str, list[Measured]], a: str, b: str, kind: str) -> list[float]:
+    pairs = zip(figures[a], figures[b], strict=True)
+    return [getattr(one, kind) / getattr(other, kind) for one, other in pairs]
 
 
 def ratio(values: list[float]) -> str:
@@ -202,19 +304,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("bench"))
     parser.add_argument("--append", action="store_true", help="add the table to benchmarks/RESULTS.md")
-    parser.add_argument("--only", nargs="+", choices=["tile", "embed", "noop", "killer"])
+    parser.add_argument("--only", nargs="+", choices=CHOICES)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--killed-slides", type=int, default=1200, help="enough for more than 2 minutes")
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the clusters end with this
     folder = arguments.folder / "scale"
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = arguments.only or ["tile", "embed", "noop", "killer"]
+    if shutil.which("taskset") is None:
+        sys.exit("taskset: not found; it keeps a worker on its core (Debian: util-linux)")
     load = os.getloadavg()[0]
     lines = [f"{os.cpu_count()} cores; load average when it began {load:.1f}.", ""]
-    for name in chosen:
+    for name in arguments.only or CHOICES:
         if name in {"tile", "embed"}:
             lines += bench_stage(name, folder, arguments.rounds)
+        elif name == "overhead":
+            lines += bench_overhead(folder, arguments.rounds)
         else:
             lines += bench_noop(folder) if name == "noop" else bench_killer(folder, arguments.killed_slides)
     publish("A Dask cluster", lines, append=arguments.append)

@@ -1,11 +1,10 @@
 """Slides drawn with tissue of known place and size, and where the real ones lie."""
 
+import ctypes
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ import pytest
 import tifffile
 
 from pipelines.pyramid import write_pyramid
+from wsi_mil import parallel
 from wsi_mil.cli import main
 
 GLASS = np.array([243, 242, 244], dtype=np.uint8)
@@ -24,6 +24,17 @@ REAL = Path(__file__).parents[2] / "shared" / "data"
 def pytest_configure() -> None:
     """Take SIGINT as in a terminal: background jobs of a shell ignore it, and so would what tests start."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def one_core() -> Iterator[None]:
+    """A test has one core: two run at once, and processes that only load libraries prove nothing.
+
+    What is to start processes says how many; ``test_parallel`` knows how many there are where nobody does.
+    """
+    parallel.limit_cores(1)
+    yield
+    parallel.limit_cores(None)
 
 
 @pytest.fixture(scope="session")
@@ -115,20 +126,32 @@ def mounted(*arguments: object) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(arguments[-1])], check=True)
 
 
-def passed_without_roots_powers(request: pytest.FixtureRequest) -> bool:
-    """As root, run the calling test again in a process that may not override permissions; tell that it did.
+class _Capabilities(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
 
-    Root may read and write everything, so permissions mean something only to a process that gave that up.
+
+@contextmanager
+def without_roots_powers() -> Iterator[None]:
+    """Take permissions seriously in this thread, and in those that it starts; skips where that cannot be had.
+
+    Root may read and write everything, so permissions mean something only to a thread that gave that up for
+    a while (capget(2)). Processes that it starts have it again.
     """
     overrides = 0b110  # CAP_DAC_OVERRIDE and CAP_DAC_READ_SEARCH
-    status = Path("/proc/self/status")
-    if not status.is_file() or not int(re.search(r"CapEff:\s+(\w+)", status.read_text())[1], 16) & overrides:
-        return False
-    if shutil.which("setpriv") is None:
-        pytest.skip("root may read and write everything, and there is no setpriv: permission was NOT tested")
-    command = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", sys.executable, "-m", "pytest"]
-    command += ["-q", "-p", "no:cacheprovider", request.node.nodeid]
-    result = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stdout + result.stderr
-    assert "1 passed" in result.stdout, result.stdout
-    return True
+    if os.geteuid():
+        yield
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if not hasattr(libc, "capset"):
+        pytest.skip("root may read and write everything, and there is no capset: permission was NOT tested")
+    version_3_of_this_thread = (ctypes.c_uint32 * 2)(0x20080522, 0)
+    now = (_Capabilities * 2)()
+    assert libc.capget(version_3_of_this_thread, now) == 0
+    before = now[0].effective
+    try:
+        now[0].effective = before & ~overrides
+        assert libc.capset(version_3_of_this_thread, now) == 0
+        yield
+    finally:
+        now[0].effective = before
+        assert libc.capset(version_3_of_this_thread, now) == 0

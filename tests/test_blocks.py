@@ -513,7 +513,8 @@ def damage(data: bytes, rng: np.random.Generator) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore")  # what the libraries below say of such files is theirs
-def test_500_damaged_files_give_patches_or_a_slide_error(tmp_path):
+@pytest.mark.parametrize("count", [150, pytest.param(500, marks=pytest.mark.slow)])
+def test_damaged_files_give_patches_or_a_slide_error(tmp_path, count):
     rng = np.random.default_rng(0)
     kinds = [*JPEG, "lzw", "deflate-predictor", "none", "webp", "jp2k-rgb"]
     originals = {}
@@ -522,7 +523,7 @@ def test_500_damaged_files_give_patches_or_a_slide_error(tmp_path):
         path = write_tiff(tmp_path / f"{kind}{suffix}", texture(300, 200), kind=kind, block=(128, 112))
         originals[path] = path.read_bytes()
     slowest, opened, failed = 0.0, 0, 0
-    for _ in range(500):
+    for _ in range(count):
         path = list(originals)[int(rng.integers(0, len(originals)))]
         path.write_bytes(damage(originals[path], rng))
         start = time.perf_counter()
@@ -537,5 +538,5 @@ def test_500_damaged_files_give_patches_or_a_slide_error(tmp_path):
             failed += 1
         slowest = max(slowest, time.perf_counter() - start)
     assert slowest < 10
-    assert opened > 50
-    assert failed > 50
+    assert opened > count / 10
+    assert failed > count / 10

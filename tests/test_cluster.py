@@ -1,6 +1,7 @@
 """Slides on a Dask cluster: a scheduler and workers that are processes of their own."""
 
 import contextlib
+import importlib.util
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import distributed
 import pytest
 import safetensors.torch
 import timm
@@ -40,7 +42,7 @@ from wsi_mil.parallel import Place
 ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def two_workers(tmp_path_factory):
     """A scheduler and two workers, for all tests that kill nobody."""
     with DaskCluster(tmp_path_factory.mktemp("cluster")) as cluster:
@@ -77,7 +79,8 @@ def test_the_same_outcomes_as_anywhere_else(two_workers, tmp_path, capfd):
         (o.slide_id, o.status, o.reason, o.facts) for o in there
     ]
     assert "in work" in {o.slide_id: o for o in there}["bug"].traceback, "the traceback comes along"
-    assert f"Dask: {two_workers.address}, dashboard http://" in err
+    pages = "dashboard http://" if importlib.util.find_spec("bokeh") else "no dashboard (it has no bokeh: "
+    assert f"Dask: {two_workers.address}, {pages}" in err
     assert shown(err) == lines_here, "and look alike"
     assert not list((tmp_path / "run").iterdir()), "nothing is left in the folder"
 
@@ -128,7 +131,10 @@ def test_tile_on_a_cluster_is_tile(two_workers, tmp_path, monkeypatch):
     assert again.count("skipped") == 3, "it resumes what was begun elsewhere"
 
 
-def test_no_scheduler_is_said(tmp_path):
+def test_no_scheduler_is_said(tmp_path, monkeypatch):
+    from wsi_mil.parallel import cluster
+
+    monkeypatch.setattr(cluster, "_CONNECT_S", 0.5)  # nothing will answer: that it asks again takes its time
     config = ClusterConfig(scheduler="tcp://127.0.0.1:9")
     with pytest.raises(ClusterError, match=r"tcp://127.0.0.1:9: no Dask scheduler answers there"):
         parallel.map_slides(work, TASKS, title="t", place=Place(cluster=config))
@@ -142,6 +148,24 @@ def test_workers_that_cannot_get_ready_are_named(two_workers, tmp_path):
         parallel.map_slides(
             work, TASKS, title="t", place=place(two_workers, tmp_path, prepare=fail_to_get_ready)
         )
+
+
+def test_a_worker_that_dask_holds_back_is_named(cluster, tmp_path, capfd):
+    cluster.start_worker("--memory-limit", "48MiB")  # less than Dask itself needs: it is paused at once
+    config = ClusterConfig(scheduler=cluster.address, worker_wait=4)
+    with pytest.raises(ClusterError, match=r"no worker at .* for 4.* \(1 paused by Dask: see their memory\)"):
+        parallel.map_slides(note, {"s": (str(tmp_path / "log"), "s")}, title="t", place=Place(cluster=config))
+    (worker,) = re.findall(r"worker (tcp://\S+) is paused by Dask: its memory is near its limit of 0.047 GiB",
+                           capfd.readouterr().err)  # fmt: skip
+    assert worker != cluster.address
+    assert not (tmp_path / "log").exists()
+
+
+def test_workers_of_this_machine_have_no_limit_of_memory():
+    with parallel.local_cluster(1) as address, distributed.Client(address, set_as_default=False) as client:
+        client.wait_for_workers(1, timeout=60)
+        (worker,) = client.scheduler_info()["workers"].values()
+        assert not worker["memory_limit"]
 
 
 # From here on somebody is killed ------------------------------------------------------------------------

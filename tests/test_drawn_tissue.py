@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.drawn_slides import NAMES, draw
+from benchmarks.drawn_slides import COPIES, NAMES, draw
 from wsi_mil.tissue import find_tissue
 
 MPP, DRAWN_MPP, PATCH = 8.0, 4.0, 16  # of the thumbnail, of the drawing; a patch of 128 microns
@@ -26,11 +26,11 @@ def by_patch(mask: np.ndarray) -> np.ndarray:
     return mask[:side, :side].reshape(side // PATCH, PATCH, side // PATCH, PATCH).mean(axis=(1, 3))
 
 
-@pytest.fixture(scope="module")
-def found() -> dict[str, tuple]:
-    """For each slide: the thumbnail, what was found on it, and the true masks (0 to 1)."""
+@pytest.fixture(scope="module", params=[2, pytest.param(COPIES, marks=pytest.mark.slow)])
+def found(request) -> dict[str, tuple]:
+    """For each slide, so many of each kind: the thumbnail, what was found on it, the true masks (0 to 1)."""
     result = {}
-    for name in NAMES:
+    for name in [name for name in NAMES if int(name.rsplit("_", 1)[1]) < request.param]:
         drawn = draw(name, mpp=DRAWN_MPP)
         thumbnail = shrunk(drawn.image)
         truth = {what: shrunk(getattr(drawn, what).astype(np.float32)) for what in ("tissue", "pen")}
@@ -42,7 +42,7 @@ def test_the_mask_is_the_tissue_that_was_drawn(found):
     scores = {
         name: dice(tissue.mask > 0, truth["tissue"] > 0.5) for name, (_, tissue, truth) in found.items()
     }
-    assert len(scores) == 60
+    assert len(scores) in {24, 60}
     assert np.mean(list(scores.values())) >= 0.97
     assert min(scores.values()) >= 0.93, min(scores, key=scores.get)
 
@@ -65,7 +65,7 @@ def test_pen_is_found_patch_by_patch_and_nothing_else_is_pen(found):
         hit += (pen & true_pen).sum()
         called += pen.sum()
         there += true_pen.sum()
-    assert there > 500
+    assert there > 500 * len(found) / 60
     assert hit / called >= 0.95
     assert hit / there >= 0.95
     clean = [name for name in found if not name.startswith("pen")]
@@ -73,13 +73,13 @@ def test_pen_is_found_patch_by_patch_and_nothing_else_is_pen(found):
 
 
 def test_the_same_thumbnail_gives_the_same_mask(found):
-    for name in ("ihc_1", "pen_4", "fluorescence_0"):
+    for name in ("ihc_1", "pen_1", "fluorescence_0"):
         again = find_tissue(found[name][0], MPP, **SIZES)
         assert (again.mask == found[name][1].mask).all()
         assert (again.pen == found[name][1].pen).all()
 
 
-@pytest.mark.parametrize("name", ["he_0", "ihc_2", "fluorescence_1", "pen_1"])
+@pytest.mark.parametrize("name", ["he_0", "ihc_1", "fluorescence_1", "pen_1"])
 def test_sizes_are_microns_whatever_the_thumbnail(found, name):
     """A thumbnail of twice the resolution gives the same tissue."""
     drawn = draw(name, mpp=DRAWN_MPP)

@@ -32,7 +32,7 @@ def kill(folder, count, seed):
 
 
 def test_killed_and_resumed(tmp_path):
-    kill(tmp_path / "kills", 6, 1)
+    kill(tmp_path / "kills", 3, 1)
 
 
 @pytest.mark.slow

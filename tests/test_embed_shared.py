@@ -295,8 +295,9 @@ def test_a_device_that_does_not_exist_ends_the_command(cohort, run, driver):
 @pytest.mark.parametrize(
     ("devices", "early"),
     [
-        pytest.param((), False, id="one"),
-        pytest.param(("--devices", "cpu,cpu"), False, id="two"),
+        pytest.param((), False, id="one", marks=pytest.mark.slow),  # its like: test_embed
+        pytest.param(("--devices", "cpu"), False, id="one, in a process of its own"),
+        pytest.param(("--devices", "cpu,cpu"), False, id="two", marks=pytest.mark.slow),
         pytest.param((), True, id="one, early", marks=pytest.mark.slow),
         pytest.param(("--devices", "cpu,cpu"), True, id="two, early", marks=pytest.mark.slow),
     ],

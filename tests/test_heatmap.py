@@ -162,6 +162,18 @@ def test_a_value_lands_on_its_patch(mpp_l0):
     assert abs(covered.max() + 1 - right) <= 0.5
 
 
+def test_strips_of_a_raster_are_the_raster():
+    """Of overlapping patches, some cut by a strip's edge, some smaller than a pixel."""
+    geometry = plan(overlap_px=100, mpp_l0=0.3)
+    coords = grid_l0(geometry)
+    values = np.random.default_rng(0).normal(size=len(coords)).astype(np.float32)
+    for shape in ((153, 204), (3, 4)):
+        whole = render.spread(values, coords, geometry, shape)
+        parts = list(render.strips(values, coords, geometry, shape, 10))
+        assert [len(each) for each in parts] == [10] * (shape[0] // 10) + [3]
+        assert np.concatenate(parts) == pytest.approx(whole, abs=1e-6, nan_ok=True)
+
+
 def test_overlapping_patches_are_averaged():
     geometry = plan(overlap_px=128)
     coords = grid_l0(geometry)[:2]
@@ -186,14 +198,19 @@ def test_only_patches_are_coloured():
     assert (mixed[untouched] == 200).all()
 
 
-def test_the_overlay_shows_the_slide_pixel_for_pixel():
-    picture = np.random.default_rng(0).integers(0, 256, (300, 500, 3), dtype=np.uint8)
-    picture = np.array(Image.fromarray(picture).resize((20, 12)).resize((500, 300)))
-    jpeg = render.overlay(picture, 4.0, "a $title$", render.Legend("attention"), 0.5)
-    figure = np.asarray(Image.open(io.BytesIO(jpeg))).astype(int)
-    top = figure.shape[0] - 24 - 300  # the picture is as high as its room
-    shown = figure[top : top + 300, 24:524]
-    assert np.abs(shown[:250, 150:] - picture[:250, 150:]).mean() < 4, "apart from JPEG and the scale bar"
+@pytest.mark.parametrize("width", [500, 605])  # 803 pixels in all: 8.03 x 100 is less than that
+@pytest.mark.parametrize("height", [300, 505, 30])
+def test_the_overlay_shows_the_slide_pixel_for_pixel(width, height):
+    picture = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    png = render.overlay(picture, 4.0, "a $title$", render.Legend("attention"), 0.5, "png")
+    figure = np.asarray(Image.open(io.BytesIO(png)))
+    assert figure.shape[1] == width + 2 * 24 + 150
+    top = figure.shape[0] - 24 - max(height, 300)
+    shown = figure[top : top + height, 24 : 24 + width]
+    beside = np.ones((height, width), bool)
+    beside[-60:, :200] = False  # the scale bar
+    assert (shown[beside] == picture[beside]).all()
+    assert height < 60 or not (shown == picture).all(), "the scale bar is there"
 
 
 def test_a_slide_that_is_gone_is_drawn_without_its_picture(run, tmp_path):

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import shutil
 import uuid
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,8 @@ from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError, FormatError, SlideError
 from wsi_mil.geometry import boxes_rc, grid_l0
 from wsi_mil.heatmap import check, dense, export, faithfulness, render, scale
+from wsi_mil.heatmap import draw as drawing
+from wsi_mil.heatmap.draw import Task
 from wsi_mil.slide import open_slide
 from wsi_mil.store.verify_outputs import check_heatmap
 
@@ -101,6 +104,29 @@ def test_the_ome_tiff_lies_over_the_slide(run):
         for (top, left, bottom, right), colour in zip(boxes, colours, strict=True):
             assert (shown[int((top + bottom) / 2), int((left + right) / 2)] == colour).all()
         assert (shown[-1, -1] == 255).all(), "white where there is no patch"
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png"])
+def test_drawn_twice_it_is_the_same_bytes(run, kind):
+    """Every file; and another map has another identity."""
+
+    def contents():
+        files = sorted(path for path in folder_of(run).rglob("*") if path.is_file())
+        return {str(path.relative_to(folder_of(run))): path.read_bytes() for path in files}
+
+    def identity():
+        with tifffile.TiffFile(folder_of(run) / "heatmap.ome.tiff") as tiff:
+            return uuid.UUID(tifffile.xml2dict(tiff.ome_metadata)["OME"]["UUID"].removeprefix("urn:uuid:"))
+
+    draw(run, slides=("a",), format=kind)
+    first, known = contents(), identity()
+    assert {f"overlay.{kind}", "heatmap.ome.tiff", "heatmap.geojson", "patches.csv"} <= first.keys()
+    shutil.rmtree(folder_of(run))
+    draw(run, slides=("a",), format=kind)
+    again = contents()
+    assert [name for name in first if first[name] != again[name]] == []
+    draw(run, slides=("a",), format=kind, normalize="percentile", overwrite=True)
+    assert identity() != known
 
 
 def test_qupath_can_open_the_geojson(run):
@@ -392,14 +418,30 @@ def test_a_model_of_a_newer_version_is_refused(run, monkeypatch):
         draw(run)
 
 
-@pytest.mark.parametrize("name", ["..", "."])
+@pytest.mark.parametrize("name", ["..", ".", "../x", "a/b", "/tmp/x", "../../../x", "", "a/"])
 def test_a_slide_named_like_a_folder_above_is_refused(run, make_slide, name):
-    path = store.features_path(run, "net", "x").with_name(f"{name}.h5")
-    store.write_features(path, features_of(make_slide("a.tiff"), name))
-    result = draw(run, slides=(name,)) if name in store.open_features(run, "net").slide_ids() else None
-    if result is not None:
-        assert "cannot be a folder's name" in result.failed[0].reason
-    assert not (run / "heatmaps" / "heatmap.zarr").exists()
+    """Though its features are where such a name leads: asked for by name, and where it comes to drawing."""
+    path = Path(f"{store.features_path(run, 'net', 'x').parent}/{name}.h5")
+    if path.parent.is_relative_to(run.parent):
+        store.write_features(path, features_of(make_slide("a.tiff"), name))
+    before = sorted(run.parent.rglob("*"))
+    with pytest.raises(ConfigError, match=r"no features of net in .*; there are a, b, c"):
+        draw(run, slides=(name,))
+    config = HeatmapConfig(run=run, overlay_px=400)
+    task = Task(name, config, "m", "net", prediction=None, learnt=False, model_digest="d")
+    with pytest.raises(FormatError, match=r"cannot be a folder's name; rename the slide"):
+        drawing.draw(task)
+    assert sorted(run.parent.rglob("*")) == before, "nothing was written anywhere"
+
+
+def test_a_store_whose_names_lead_elsewhere_is_not_drawn_there(run):
+    """Also where the features themselves say that they are of such a slide."""
+    path = store.features_path(run, "net", "a")
+    store.write_features(path, dataclasses.replace(store.read_features(path), slide_id="../x"))
+    result = draw(run)
+    assert not (run / "heatmaps" / "m" / "x").exists()
+    assert not (run / "heatmaps" / "x").exists()
+    assert [each.slide_id for each in result.outcomes] == ["a", "b", "c"]
 
 
 def test_annotations_want_a_folder(run, tmp_path):

@@ -89,3 +89,21 @@ def is_running(pid):
 
 def test_no_tasks_is_no_work():
     assert parallel.map_slides(work, {}, title="t") == []
+
+
+def test_where_nobody_says_how_many_there_is_a_process_for_each_core_of_ours(monkeypatch):
+    parallel.limit_cores(None)
+    ours = os.sched_getaffinity(0)
+    assert parallel.cpu_count() == len(ours)
+    try:
+        os.sched_setaffinity(0, sorted(ours)[:1])
+        assert parallel.cpu_count() == 1
+    finally:
+        os.sched_setaffinity(0, ours)
+    monkeypatch.setattr(parallel.places, "cpu_count", lambda: 2)
+    outcomes = parallel.map_slides(pid, {"a": 0, "b": 1}, title="t")
+    assert os.getpid() not in {each.facts["pid"] for each in outcomes}
+
+
+def pid(_task):
+    return {"pid": os.getpid()}

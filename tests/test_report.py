@@ -231,6 +231,20 @@ def test_pictures_lead_to_files_of_the_run(run):
     assert all((run / unquote(link)).is_file() for link in links)
 
 
+def test_pictures_may_be_png(run):
+    """As `heatmap --format png` writes them; the page leads to them as to others."""
+    before = [unquote(each["href"]) for each in page_of(run).all("a")]
+    names = ("overlay", "top_patches")
+    folder = store.heatmap_folder(run, "gated-attention", "right")
+    (folder / "overlay.jpg").unlink()
+    for name in names:
+        png(folder / f"{name}.png")
+    place = "heatmaps/gated-attention/right"
+    links = [unquote(each["href"]) for each in page_of(run).all("a")]
+    assert set(links) - set(before) == {f"{place}/{name}.png" for name in names}
+    assert set(before) - set(links) == {f"{place}/overlay.jpg"}
+
+
 def test_names_from_outside_stay_text(tmp_path):
     run = tmp_path / "run"
     nasty_id = NASTY.replace("/", "\N{DIVISION SLASH}")  # only names in a CSV can hold a slash

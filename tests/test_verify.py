@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import zarr
 
-from tests.conftest import passed_without_roots_powers
+from tests.conftest import without_roots_powers
 from tests.test_embed import weights  # noqa: F401 - a fixture
 from tests.test_heatmap import head as model_head
 from tests.test_heatmap import random_model
@@ -553,6 +554,29 @@ def test_the_command_says_file_problem_and_what_to_do(clean, tmp_path, wsi):
     assert wsi("verify", "--run", tmp_path / "nowhere")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("version", "kind", "words", "kept"),
+    [
+        (1, "earlier version", "a heatmap of version 1; this program knows 2 and draws it anew", False),
+        (99, "wrong format", "of version 99, written by a newer version of this program; .* knows 2", True),
+    ],
+)
+def test_a_heatmap_of_another_version_is_said_to_be_one(clean, tmp_path, version, kind, words, kept):
+    run = tmp_path / "run"
+    shutil.copytree(clean["hdf5"], run)
+    folder = store.heatmap_folder(run, "m", "a")
+    head = folder / "heatmap.zarr" / "zarr.json"
+    content = json.loads(head.read_text())
+    content["attributes"]["format_version"] = version
+    head.write_text(json.dumps(content))
+    (found,) = problems(run)
+    assert (found.file, found.kind) == (str(folder / "heatmap.zarr"), kind)
+    assert re.search(words, found.detail)
+    assert "wsi-mil heatmap" in found.what_to_do()
+    assert found.repair() is not kept
+    assert folder.exists() is kept
+
+
 def test_folders_of_other_tools_are_not_repaired(tmp_path, wsi):
     (tmp_path / "patches").mkdir()
     path = tmp_path / "patches" / "a.h5"
@@ -563,14 +587,13 @@ def test_folders_of_other_tools_are_not_repaired(tmp_path, wsi):
     assert path.exists()
 
 
-def test_a_file_without_permission_is_named_and_kept(clean, tmp_path, request):
-    if passed_without_roots_powers(request):
-        return
+def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(clean["hdf5"], run)
     path = store.features_path(run, "net", "a")
     path.chmod(0)
-    (problem,) = problems(run)
+    with without_roots_powers():
+        (problem,) = problems(run)
     assert (problem.kind, problem.removable) == ("no permission", None)
 
 

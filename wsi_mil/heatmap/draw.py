@@ -67,6 +67,9 @@ class _Pictures:
     dense_features: NDArray[np.float16] | None = None
 
 
+_Looking = Future[tuple[Slide, NDArray[np.uint8]]]
+
+
 @functools.lru_cache(maxsize=32)
 def _read_model(path: Path, _modified_ns: int) -> tuple[MilModel, dict[str, Any]]:
     tensors, head = store.read_fold(path)
@@ -100,27 +103,31 @@ def draw(task: Task) -> Mapping[str, Any] | None:
         SlideError: the map does not lie over the slide.
     """
     config = task.config
-    if task.slide_id in {".", ".."} or Path(task.slide_id).name != task.slide_id:
+    if task.slide_id in {"", ".", ".."} or Path(task.slide_id).name != task.slide_id:
         raise FormatError(f"{task.slide_id!r}: cannot be a folder's name; rename the slide and its files.")
-    features = store.open_features(config.run, task.encoder).read(task.slide_id)
+    stored = store.open_features(config.run, task.encoder)
+    known = stored.summary(task.slide_id)
     record = configs.record(
         config,
         model=task.name,
         model_digest=task.model_digest,
-        patches_digest=features.patches_digest,
-        weights_digest=features.weights_digest,
+        patches_digest=known.head.patches_digest,
+        weights_digest=known.head.weights_digest,
     )
     output = store.heatmap_folder(config.run, task.name, task.slide_id)
     if store.heatmap_is_done(output, record, config.overwrite):
         return None
     chosen, head, words = models_of(task)
-    models.check_identity(head, features.identity, task.slide_id)
-    if not len(features.coords):
+    models.check_identity(head, known.head.identity, task.slide_id)
+    if not known.patches:
         raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
-    with _thumbnail_meanwhile(features, um_per_pixel(features.geometry, config)) as looking:
+    with _looking_meanwhile(known.head, um_per_pixel(known.head.geometry, config)) as (beside, looking):
+        features = stored.read(task.slide_id)
+        checking = beside.submit(_check, looking, features)
         score = score_slide(features.features, chosen)
         quantity, of = choose(score, config.show, config.output_class)
-        pictures = _read_pictures(features, score.values[quantity][score.outputs.index(of)], config, looking)
+        values = score.values[quantity][score.outputs.index(of)]
+        pictures = _read_pictures(features, values, config, looking, checking)
     count, dense_values = len(features.coords), {}
     if pictures.dense_features is not None:
         everything = score_slide(features.features, chosen, pictures.dense_features)
@@ -160,17 +167,18 @@ def _facts(
 
 
 @contextmanager
-def _thumbnail_meanwhile(
-    features: store.Features, um: float
-) -> Iterator[Future[tuple[Slide, NDArray[np.uint8]]]]:
-    """Open the slide and read its thumbnail beside what the block does; the slide is closed after it."""
+def _looking_meanwhile(head: store.FeaturesHead, um: float) -> Iterator[tuple[ThreadPoolExecutor, _Looking]]:
+    """Open the slide and read its thumbnail beside what the block does.
+
+    What the block gives the thread to do after that is waited for; then the slide is closed.
+    """
 
     def look() -> tuple[Slide, NDArray[np.uint8]]:
         slide = open_slide(
-            features.slide_path,
-            features.reader,  # type: ignore[arg-type]
-            features.geometry.mpp_l0,
-            features.head.icc,
+            head.slide_path,
+            head.reader,  # type: ignore[arg-type]
+            head.geometry.mpp_l0,
+            head.icc,
         )
         try:
             return slide, slide.thumbnail(um)
@@ -181,19 +189,26 @@ def _thumbnail_meanwhile(
     with ThreadPoolExecutor(1) as pool:
         looking = pool.submit(look)
         try:
-            yield looking
+            yield pool, looking
         finally:
+            pool.shutdown()
             if looking.exception() is None:
                 looking.result()[0].close()
+
+
+def _check(looking: _Looking, features: store.Features) -> check.Alignment:
+    slide, picture = looking.result()
+    return check.check_alignment(slide, picture, features.coords, features.geometry)
 
 
 def _read_pictures(
     features: store.Features,
     values: NDArray[np.float32],
     config: HeatmapConfig,
-    looking: Future[tuple[Slide, NDArray[np.uint8]]],
+    looking: _Looking,
+    checking: Future[check.Alignment],
 ) -> _Pictures:
-    """Read what is shown of the slide and check that the map lies over it; grey where it cannot be read."""
+    """Read what is shown of the slide; grey where it cannot be read, an error where the map is elsewhere."""
     geometry = features.geometry
     try:
         slide, picture = looking.result()
@@ -204,7 +219,7 @@ def _read_pictures(
         }
     except SlideError as error:
         return _grey(geometry, um_per_pixel(geometry, config), error)
-    alignment = check.check_alignment(slide, picture, features.coords, geometry)
+    alignment = checking.result()
     more, embedded = np.zeros((0, 2), np.int64), None
     if config.overlap:
         stain = features.identity.get("stain", "none")

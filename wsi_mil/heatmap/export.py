@@ -3,6 +3,8 @@
 Comes in: values of patches. Goes out: files. It knows no model, no run and no slide file.
 """
 
+import dataclasses
+import hashlib
 import json
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -47,7 +49,8 @@ def write_ome_tiff(path: Path, layer: Layer, name: str, description: str) -> Non
     """Write the coloured values as a pyramidal OME-TIFF that covers the slide from corner to corner.
 
     Its pixel size in microns says how it lies over the slide: pixel (0, 0) is the slide's. White where there
-    is no patch. It is made and written a row of blocks at a time, each level from the values themselves.
+    is no patch. It is made and written a row of blocks at a time, each level from the values themselves. Its
+    UUID follows from what is in it.
     """
     geometry = layer.geometry
     shapes = [ome_shape(geometry)]
@@ -63,6 +66,7 @@ def write_ome_tiff(path: Path, layer: Layer, name: str, description: str) -> Non
                     "subifds": len(shapes) - 1,
                     "metadata": {
                         "axes": "YXS",
+                        "UUID": _uuid_of(layer, name, description),
                         "Name": name,
                         "Description": description,
                         "PhysicalSizeX": across,
@@ -87,15 +91,19 @@ def write_ome_tiff(path: Path, layer: Layer, name: str, description: str) -> Non
             )
 
 
+def _uuid_of(layer: Layer, name: str, description: str) -> str:
+    words = json.dumps([name, description, layer.signed, dataclasses.asdict(layer.geometry)]).encode()
+    content = hashlib.blake2b(words + layer.coords.tobytes() + layer.scaled.tobytes(), digest_size=16)
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"wsi-mil/{content.hexdigest()}"))
+
+
 def _blocks(layer: Layer, shape_rc: tuple[int, int]) -> Iterator[NDArray[np.uint8]]:
-    for top in range(0, shape_rc[0], _BLOCK):
-        rows = top, min(top + _BLOCK, shape_rc[0])
-        raster = render.spread(layer.scaled, layer.coords, layer.geometry, shape_rc, rows)
-        wide = -(-shape_rc[1] // _BLOCK) * _BLOCK
+    wide = -(-shape_rc[1] // _BLOCK) * _BLOCK
+    for raster in render.strips(layer.scaled, layer.coords, layer.geometry, shape_rc, _BLOCK):
         strip = np.full((_BLOCK, wide, 3), 255, np.uint8)
-        covered = np.zeros((_BLOCK, wide), bool)
-        covered[: raster.shape[0], : raster.shape[1]] = ~np.isnan(raster)
-        strip[covered] = render.colours_of(raster[~np.isnan(raster)], signed=layer.signed)
+        covered = ~np.isnan(raster)
+        colours = render.colours_of(raster[covered], signed=layer.signed)
+        strip[: raster.shape[0], : raster.shape[1]][covered] = colours
         for left in range(0, shape_rc[1], _BLOCK):
             yield np.ascontiguousarray(strip[:, left : left + _BLOCK])
 
@@ -116,39 +124,66 @@ def write_geojson(
     ``key``: the same map has the same, two maps in one image have different ones.
     """
     stem = str(uuid.uuid5(uuid.NAMESPACE_URL, f"wsi-mil/{key}"))[:24]
-    table = np.column_stack([np.asarray(each, np.float64) for each in columns.values()])
-    low = coords.astype(np.float64)
-    high = np.round(low + geometry.patch_size_l0, 2)
-    names = [json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in columns]
-    cell = (
-        f'{{"type": "Feature", "id": "{stem}%012x", "geometry": {{"type": "Polygon", "coordinates": '
-        "[[[%d, %d], [%.10g, %d], [%.10g, %.10g], [%d, %.10g], [%d, %d]]]}, "
-        '"properties": {"objectType": "cell", "measurements": {'
-        + ", ".join(f"{name}: %.7g" for name in names)
-        + "}}}"
-    )
-    (left, top), (right, bottom) = low.T, high.T
-    ring = np.column_stack([left, top, right, top, right, bottom, left, bottom, left, top, table]).tolist()
+    features = [
+        *_cells(coords, geometry, columns, stem),
+        *(
+            f'{{"type": "Feature", "id": "{stem}{number:012x}", {region}'
+            for number, region in enumerate(_regions(regions), len(coords))
+        ),
+    ]
     with path.open("w", encoding="utf-8") as file:
         file.write('{"type": "FeatureCollection", "features": [\n')
-        file.write(",\n".join([cell % (index, *row) for index, row in enumerate(ring)]))
-        separator = ",\n" if ring else ""
-        for number, (name, outline, measurements) in enumerate(regions):
-            feature = {
-                "type": "Feature",
-                "id": f"{stem}{len(table) + number:012x}",
-                "geometry": json.loads(shapely.to_geojson(shapely.force_2d(outline))),
-                "properties": {
-                    "objectType": "annotation",
-                    "name": name,
-                    "classification": {"name": "top region", "color": _REGION_COLOUR},
-                    "measurements": dict(measurements),
-                    "isLocked": True,
-                },
-            }
-            file.write(separator + json.dumps(feature, ensure_ascii=False))
-            separator = ",\n"
+        file.write(",\n".join(features))
         file.write("\n]}\n")
+
+
+def _cells(
+    coords: NDArray[np.int64],
+    geometry: PatchGeometry,
+    columns: Mapping[str, NDArray[np.float32]],
+    stem: str,
+) -> list[str]:
+    """Return the text of the feature of each patch.
+
+    Text is put together from pieces: a hundred thousand patches lie in a few hundred columns and rows, whose
+    numbers are written once.
+    """
+    names = [json.dumps(name, ensure_ascii=False).replace("%", "%%") for name in columns]
+    measured = ", ".join(f"{name}: %.7g" for name in names)
+    rows = zip(*[np.asarray(each, np.float64).tolist() for each in columns.values()], strict=True)
+    high = np.round(coords + geometry.patch_size_l0, 2)
+    left, top = (_written("%d", each) for each in coords.T)
+    right, bottom = (_written("%.10g", each) for each in high.T)
+    start = f'{{"type": "Feature", "id": "{stem}'
+    middle = '", "geometry": {"type": "Polygon", "coordinates": [[['
+    end = ']]]}, "properties": {"objectType": "cell", "measurements": {'
+    return [
+        f"{start}{index:012x}{middle}{x}, {y}], [{r}, {y}], [{r}, {b}], [{x}, {b}], [{x}, {y}{end}"
+        f"{measured % row}}}}}}}"
+        for index, (x, y, r, b, row) in enumerate(zip(left, top, right, bottom, rows, strict=True))
+    ]
+
+
+def _written(form: str, values: NDArray[Any]) -> list[str]:
+    """Return numbers as text, each different one written once."""
+    different, which = np.unique(values, return_inverse=True)
+    texts = np.array([form % each for each in different.tolist()], dtype=object)
+    written: list[str] = texts[which].tolist()
+    return written
+
+
+def _regions(regions: Sequence[tuple[str, shapely.Geometry, Mapping[str, float]]]) -> Iterator[str]:
+    """Yield the text of the feature of each region, less its beginning with the id."""
+    outlines = shapely.to_geojson(shapely.force_2d(np.array([each for _, each, _ in regions], dtype=object)))
+    for (name, _, measurements), outline in zip(regions, outlines, strict=True):
+        properties = {
+            "objectType": "annotation",
+            "name": name,
+            "classification": {"name": "top region", "color": _REGION_COLOUR},
+            "measurements": dict(measurements),
+            "isLocked": True,
+        }
+        yield f'"geometry": {outline}, "properties": {json.dumps(properties, ensure_ascii=False)}}}'
 
 
 def top_regions(
@@ -197,16 +232,15 @@ def write_table(path: Path, coords: NDArray[np.int64], columns: Mapping[str, NDA
     percentile is 0 to 100 (the share of the other patches with a lower value, ties half), rank 1 the highest
     (ties share the best).
     """
-    header, parts = ["patch", "x_l0", "y_l0"], []
+    header, parts = ["patch", "x_l0", "y_l0"], [*coords.T]
     for name, values in columns.items():
         header += [name, f"{name}_percentile", f"{name}_rank"]
         parts += [values, percentiles(values), scipy.stats.rankdata(-values, method="min").astype(np.int64)]
-    formats = ",".join(["%d", "%d", "%d", *(["%.9g", "%.4f", "%d"] * len(columns))])
-    table = np.column_stack([np.arange(len(coords)), coords, *parts]).astype(np.float64)
+    line = ",".join(["%d", "%d", "%d", *(["%.9g", "%.4f", "%d"] * len(columns))]) + "\n"
+    rows = zip(range(len(coords)), *[each.tolist() for each in parts], strict=True)
     with path.open("w", encoding="utf-8") as file:
         file.write(",".join(f'"{name}"' if "," in name else name for name in header) + "\n")
-        for row in table.tolist():
-            file.write(formats % tuple(row) + "\n")
+        file.writelines([line % row for row in rows])
 
 
 def percentiles(values: NDArray[np.float32]) -> NDArray[np.float64]:

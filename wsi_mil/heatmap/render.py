@@ -7,7 +7,7 @@ or run.
 import io
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -30,6 +30,7 @@ _TABLES = {
 """Made once: matplotlib's colours are filled in at their first use, which two threads may not share."""
 
 _DPI = 100
+_STRIP_PX = 64  # the lowest rows of the picture, with the scale bar
 _BARS_UM = (50, 100, 200, 500, 1000, 2000, 5000, 10_000)
 
 
@@ -51,26 +52,52 @@ def spread(
     coords: NDArray[np.int64],
     geometry: PatchGeometry,
     shape_rc: tuple[int, int],
-    rows: tuple[int, int] | None = None,
 ) -> NDArray[np.float32]:
     """Return a raster (height, width) of the whole slide with each patch's value over its square.
 
-    Where patches overlap their values are averaged; NaN where there is none. ``rows`` (from, to) gives these
-    rows of the raster only. The time does not depend on the size of a patch: four corners per patch, then two
-    cumulative sums.
+    Where patches overlap their values are averaged; NaN where there is none.
     """
-    first, last = rows or (0, shape_rc[0])
-    height, width = last - first, shape_rc[1]
-    edges = np.rint(boxes_rc(coords, geometry, shape_rc)).astype(np.int64) - (first, 0, first, 0)
-    top, left, bottom, right = np.clip(edges, 0, [height, width, height, width]).T
-    inside = (bottom > top) & (right > left)
-    top, left, bottom, right = top[inside], left[inside], bottom[inside], right[inside]
-    raw = values[inside].astype(np.float64)
+    return next(strips(values, coords, geometry, shape_rc, max(1, shape_rc[0])))
+
+
+def strips(
+    values: NDArray[np.float32],
+    coords: NDArray[np.int64],
+    geometry: PatchGeometry,
+    shape_rc: tuple[int, int],
+    height: int,
+) -> Iterator[NDArray[np.float32]]:
+    """Yield the raster of ``spread`` in strips of ``height`` rows, the last one as it comes."""
+    edges = np.rint(boxes_rc(coords, geometry, shape_rc)).astype(np.int64)
+    top, left, bottom, right = np.clip(edges, 0, [*shape_rc, *shape_rc]).T
+    raw, seen = values.astype(np.float64), (bottom > top) & (right > left)
+    for first in range(0, shape_rc[0], height):
+        last = min(first + height, shape_rc[0])
+        here = np.flatnonzero(seen & (top < last) & (bottom > first))
+        boxes = np.maximum(top[here], first) - first, np.minimum(bottom[here], last) - first
+        yield _summed(raw[here], *boxes, left[here], right[here], (last - first, shape_rc[1]))
+
+
+def _summed(
+    raw: NDArray[np.float64],
+    top: NDArray[np.int64],
+    bottom: NDArray[np.int64],
+    left: NDArray[np.int64],
+    right: NDArray[np.int64],
+    shape_rc: tuple[int, int],
+) -> NDArray[np.float32]:
+    """Return a raster with the mean of the values (n,) whose boxes of whole pixels hold a pixel; else NaN.
+
+    The time does not depend on the size of a box: four corners of each, then two cumulative sums.
+    """
+    height, width = shape_rc
     sums = np.zeros((2, height + 1, width + 1))
     for y, x, sign in ((top, left, 1), (bottom, right, 1), (top, right, -1), (bottom, left, -1)):
         np.add.at(sums[0], (y, x), sign * raw)
         np.add.at(sums[1], (y, x), sign)
-    total, count = sums.cumsum(axis=1).cumsum(axis=2)[:, :height, :width]
+    for axis in (1, 2):
+        np.cumsum(sums, axis=axis, out=sums)
+    total, count = sums[:, :height, :width]
     covered = count > 0.5
     raster = np.full((height, width), np.nan, dtype=np.float32)
     raster[covered] = total[covered] / count[covered]
@@ -131,17 +158,20 @@ def overlay(
     lines = [part for line in text.split("\n") for part in textwrap.wrap(line, letters)]
     top = 20 + 26 * len(lines)
     total_height = max(height, 300) + top + margin
-    figure = Figure(figsize=(total_width / _DPI, total_height / _DPI), dpi=_DPI, facecolor="white")
+    # A hair more: of some sizes the product with the resolution, rounded down, is a pixel less.
+    size = (total_width + 1e-3) / _DPI, (total_height + 1e-3) / _DPI
+    figure = Figure(figsize=size, dpi=_DPI, facecolor="white")
     canvas = FigureCanvasAgg(figure)
 
     def place(left: float, bottom: float, across: float, up: float) -> tuple[float, float, float, float]:
         return left / total_width, bottom / total_height, across / total_width, up / total_height
 
-    # One picture pixel is one canvas pixel.
-    axes = figure.add_axes(place(margin, total_height - top - height, width, height))
-    axes.imshow(picture, interpolation="nearest", aspect="auto")
+    # One picture pixel is one canvas pixel. What no scale bar covers is copied, which is far quicker.
+    strip = min(height, _STRIP_PX)
+    axes = figure.add_axes(place(margin, total_height - top - height, width, strip))
+    axes.imshow(picture[height - strip :], interpolation="nearest", aspect="auto")
     axes.axis("off")
-    _draw_scale_bar(axes, width, height, um_per_pixel)
+    _draw_scale_bar(axes, width, strip, um_per_pixel)
     figure.text(
         margin / total_width, 1 - 14 / total_height, "\n".join(lines), ha="left", va="top", fontsize=13,
         linespacing=1.4, parse_math=False,
@@ -161,8 +191,9 @@ def overlay(
         # A slide's name may be in a script that the font lacks: boxes in the title, the folder has the name.
         warnings.filterwarnings("ignore", message=r"Glyph \d+")
         canvas.draw()  # type: ignore[no-untyped-call]
-    pixels = np.asarray(canvas.buffer_rgba())  # type: ignore[no-untyped-call]
-    return encoded(pixels[..., :3], kind)
+    pixels = np.array(canvas.buffer_rgba())[..., :3]  # type: ignore[no-untyped-call]
+    pixels[top : top + height - strip, margin : margin + width] = picture[: height - strip]
+    return encoded(pixels, kind)
 
 
 def top_patches_jpeg(

@@ -68,7 +68,7 @@ class MilModel(nn.Module):
 
     def standardise(self, x_TD: Tensor) -> Tensor:
         """Return the features with the training bags' mean removed and divided by their deviation."""
-        return (x_TD.to(self.mean_D.dtype) - self.mean_D) / self.std_D
+        return (x_TD.to(self.mean_D.dtype) - self.mean_D).div_(self.std_D)
 
     def forward(self, x_BND: Tensor, mask_BN: Tensor) -> Prediction:
         """Return the prediction for bags of raw features; ``mask_BN`` is True at real patches.

@@ -23,11 +23,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_mil.models.committee import CHUNK, MilModel
+from wsi_mil.models.committee import MilModel
 from wsi_mil.models.foreign import ForeignNetwork
 from wsi_mil.models.network import EmbeddingNetwork, InstanceNetwork
 from wsi_mil.models.pooling import AttentionPool, MaxPool
 from wsi_mil.models.tasks import Task
+
+_CHUNK = 1024
+"""Patches at a time: what is made of them on the way stays in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ def missing(model: MilModel) -> dict[str, str]:
 
 @torch.inference_mode()
 def explain(
-    model: MilModel, x_ND: Tensor | NDArray[Any], more_MD: NDArray[Any] | None = None, chunk: int = CHUNK
+    model: MilModel, x_ND: Tensor | NDArray[Any], more_MD: NDArray[Any] | None = None, chunk: int = _CHUNK
 ) -> Explanation:
     """Return what the model says of each patch of a bag (N, D) of any size.
 
@@ -120,9 +123,8 @@ def of_parts(
     """
     network = model.members[0]
     if isinstance(network, EmbeddingNetwork) and not isinstance(network.pool, MaxPool):
-        logits_KRSC = torch.stack(
-            [cast(_Attention, each).grown(orders_RN, counts_S) for each in _collect(model, x_ND, None, CHUNK)]
-        )
+        members = _collect(model, x_ND, None, _CHUNK)
+        logits_KRSC = torch.stack([cast(_Attention, each).grown(orders_RN, counts_S) for each in members])
         bags = model.task.mean(logits_KRSC.flatten(1, 2))
     else:
         x_TD = torch.as_tensor(x_ND)

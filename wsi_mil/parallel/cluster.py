@@ -12,6 +12,7 @@ results back, and to show all that.
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import logging
 import pickle
 import queue
@@ -19,6 +20,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ _SILENT_S = 30.0  # a scheduler that says nothing for so long is lost
 _CONNECT_S = 10.0
 _STILL_BORN = 4  # workers that die before their first slide while no other is at work
 _SEE_S = 5.0  # how long a worker looks for a file that was just written: file systems on a network are late
+_CLOSING = (CancelledError, NameError, RuntimeError)  # of Dask's own `sync` while the client is closed
 _RESUME = "What is done is kept: give the command again to go on."
 
 _alone = threading.Lock()  # of a worker's process: held by a task that uses all of it
@@ -83,6 +86,7 @@ def local_scheduler(workers: int = 0) -> Iterator[str]:
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
             silence_logs=logging.CRITICAL,
+            memory_limit=0,  # else each has its part of the machine's: it is paused near that, and killed
         )
     with cluster:
         yield str(cluster.scheduler_address)
@@ -110,9 +114,16 @@ def _client(config: ClusterConfig, workers: int) -> Iterator[Client]:
         stack.callback(client.close, timeout=5)
         if where not in _told:
             _told.add(str(where))
-            scheduler = client.scheduler_info()["address"]
-            console.print(f"Dask: {scheduler}, dashboard {client.dashboard_link}", markup=False)
+            console.print(f"Dask: {client.scheduler_info()['address']}, {_dashboard(client)}", markup=False)
         yield client
+
+
+def _dashboard(client: Client) -> str:
+    """Say where the scheduler's pages are, or why there are none: the link is there without bokeh, too."""
+    # A function that every Python has: the scheduler needs no wsi-mil.
+    if client.run_on_scheduler(importlib.util.find_spec, "bokeh") is None:
+        return "no dashboard (it has no bokeh: `pip install 'dask[diagnostics]'` where the scheduler runs)"
+    return f"dashboard {client.dashboard_link}"
 
 
 class _Work:
@@ -138,6 +149,7 @@ class _Work:
         self._futures: dict[str, Future[Any]] = {}
         self._greeted: dict[str, Future[Any]] = {}
         self._refused: dict[str, str] = {}
+        self._paused: set[str] = set()
         self._infos: Mapping[str, Mapping[str, Any]] = {}
         self._events: queue.SimpleQueue[Callable[[], Iterator[Outcome]]] = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -181,10 +193,11 @@ class _Work:
             how = "died" if self._client.status != "running" else f"has not answered for {_SILENT_S:.0f} s"
             raise ClusterError(f"the Dask scheduler {how}: {where}; {left}. {_RESUME}")
         self._watch.say()
-        if self._greeted or any(each.open or each.running for each in self._board.seats.values()):
+        seats = self._board.seats.values()
+        if self._greeted.keys() - self._paused or any(each.open or each.running for each in seats):
             self._staffed, self._said_waiting = now, False
             return
-        paused = f" ({len(self._board.seats)} are paused: see their memory)" if self._board.seats else ""
+        paused = f" ({len(self._paused)} paused by Dask: see their memory)" if self._paused else ""
         if self._refused and len(self._refused) == len(self._infos):
             raise ClusterError(f"no worker of {where} can be used: {'; '.join(self._refused.values())}.")
         if self._still_born >= _STILL_BORN:
@@ -233,10 +246,12 @@ class _Work:
         future = self._futures.get(slide_id)
         if future is None or future.key != key:
             return  # its worker was given up meanwhile
-        self._futures.pop(slide_id).release()
+        del self._futures[slide_id]
         self._finished.pop(key, None)
         self._watch.end(slide_id)
         self._board.ended(slide_id)
+        self._hand_out()  # before the caller does something with the outcome: the worker waits
+        future.release()
         if outcome.status == "skipped" and self._board.was_lost(slide_id):
             # Its worker died when it had done it and before it could tell.
             outcome = dataclasses.replace(outcome, status="done", reason="")
@@ -262,10 +277,16 @@ class _Work:
 
     def _look(self) -> None:
         """In a thread: ask the scheduler for its workers, again and again."""
-        while not self._stop.is_set():
-            with contextlib.suppress(Exception):  # _check says that nothing was heard
-                infos = self._client.scheduler_info()["workers"]
-                self._events.put(functools.partial(self._workers, infos))
+        while not self._stop.is_set() and (scheduler := self._client.scheduler) is not None:
+            try:
+                # Not scheduler_info(): it is silent where nothing answers, and of some versions tells five.
+                told = self._client.sync(scheduler.identity, n_workers=-1)
+                self._events.put(functools.partial(self._workers, told["workers"]))
+            except OSError:
+                pass  # nothing was heard, which _check says when it lasts
+            except _CLOSING:
+                if self._client.status == "running" and not self._stop.is_set():
+                    raise
             self._stop.wait(_LOOK_S)
 
     def _workers(self, infos: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
@@ -293,6 +314,20 @@ class _Work:
                 seat.open = fits and info["status"] == "running"
             elif fits and address not in self._refused and address not in self._greeted:
                 self._greet(address)
+        self._say_paused()
+
+    def _say_paused(self) -> None:
+        """Name the workers that Dask holds back: it says so in their own logs alone."""
+        paused = {each for each, info in self._infos.items() if info["status"] == "paused"}
+        for address in sorted(paused - self._paused):
+            limit = (self._infos[address].get("memory_limit") or 0) / 2**30
+            console.print(
+                f"{self._title}: worker {address} is paused by Dask: its memory is near its limit of "
+                f"{limit:.2g} GiB; until there is less it begins no slide. `dask worker --memory-limit 0` "
+                "starts one without a limit.",
+                markup=False,
+            )
+        self._paused = paused
 
     def _again(self, what: str, again: list[str], failed: list[Outcome]) -> Iterator[Outcome]:
         if again:

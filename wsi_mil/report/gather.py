@@ -38,8 +38,12 @@ _FIGURES = {
 }
 
 
-_FILES = {"overlay.jpg": "overlay", "top_patches.jpg": "top patches"}
-"""The pictures in the folder of a heatmap that the page leads to."""
+_FILES = {
+    f"{name}.{kind}": words
+    for name, words in (("overlay", "overlay"), ("top_patches", "top patches"))
+    for kind in ("jpg", "png")
+}
+"""The pictures in the folder of a heatmap that the page leads to; a folder has them in one format."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -164,6 +164,16 @@ def read_heatmap(path: Path) -> Heatmap:
         ) from error
 
 
+def heatmap_version(path: Path) -> int | None:
+    """Return the version of a heatmap.zarr, also of one that cannot be read here; None: it says none."""
+    try:
+        attrs = zarr.open_group(path, mode="r").attrs.asdict()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None  # reading it says what is wrong
+    version = attrs.get("format_version")
+    return version if attrs.get("format") == "wsi-mil heatmap" and isinstance(version, int) else None
+
+
 def heatmap_is_done(folder: Path, record: dict[str, Any], overwrite: bool = False) -> bool:
     """Tell whether the heatmap folder of a slide is there, made with ``record``; see ``is_done``.
 

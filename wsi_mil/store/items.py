@@ -179,10 +179,12 @@ def check_finite(
     slide_id: str, features: NDArray[np.float16], index: NDArray[np.int64], coords: NDArray[np.int64]
 ) -> None:
     """Raise FormatError where ``features`` (n, D) of patches ``index`` (n,) hold NaN or infinity."""
-    step = 65_536  # a look at all of a large slide at once would need as much memory again
+    step = 256  # rows that stay in the processor's cache
+    starts = range(0, len(features), step)
     parts = [
         start + np.flatnonzero(~_finite(features[start : start + step]).all(axis=1))
-        for start in range(0, len(features), step)
+        for start in starts
+        if not _all_finite(features[start : start + step])
     ]
     bad = np.concatenate(parts) if parts else np.empty(0, np.int64)
     if len(bad):
@@ -192,6 +194,13 @@ def check_finite(
             f"patch {first} at {coords[first].tolist()} (level-0 x, y); "
             "embed with --precision fp32, or check the weights."
         )
+
+
+def _all_finite(values: NDArray[np.float16]) -> bool:
+    """Tell whether all values are numbers; five times as fast as asking which."""
+    if values.dtype == np.float16 and values.flags.c_contiguous and values.size:
+        return bool((values.view(np.uint16) & 0x7FFF).max() < 0x7C00)
+    return bool(_finite(values).all())
 
 
 def _finite(values: NDArray[np.float16]) -> NDArray[np.bool_]:

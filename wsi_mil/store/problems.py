@@ -13,6 +13,7 @@ from wsi_mil.store.disk import disk_errors
 Kind = Literal[
     "unreadable",
     "wrong format",
+    "earlier version",
     "checksum",
     "not a number",
     "counts",
@@ -28,6 +29,7 @@ Kind = Literal[
 
 * unreadable: no file of its format, cut off, or without something that it must have.
 * wrong format: says that it is something else, or newer.
+* earlier version: whole, and written by a version of this program whose files it does not read any more.
 * checksum: other values or attributes than those that were written.
 * not a number: NaN or infinity.
 * counts: its parts, or its stage's table and it, do not agree on how many.

@@ -13,7 +13,7 @@ import numpy as np
 from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 from wsi_mil.store.features import FeatureStore
-from wsi_mil.store.heatmaps import read_heatmap
+from wsi_mil.store.heatmaps import FORMAT_VERSION, heatmap_version, read_heatmap
 from wsi_mil.store.layout import (
     features_folder,
     features_zarr,
@@ -111,6 +111,9 @@ def check_heatmap(folder: Path) -> list[Problem]:
         return Problem(file=str(file), kind=kind, detail=detail, command="heatmap", removable=folder)
 
     problems, path = [], folder / "heatmap.zarr"
+    version = heatmap_version(path)
+    if version is not None and version != FORMAT_VERSION:
+        return [_of_other_version(folder, version)]
     try:
         found = read_heatmap(path)
         if found.slide_id != folder.name:
@@ -131,6 +134,17 @@ def check_heatmap(folder: Path) -> list[Problem]:
         elif not whole(folder / name):
             problems.append(problem(folder / name, "unreadable", "not whole"))
     return problems
+
+
+def _of_other_version(folder: Path, version: int) -> Problem:
+    """Return what to say of a heatmap folder whose files may have other names and meanings."""
+    file, knows = str(folder / "heatmap.zarr"), f"this program knows {FORMAT_VERSION}"
+    if version < FORMAT_VERSION:
+        detail = f"a heatmap of version {version}; {knows} and draws it anew"
+        return Problem(file=file, kind="earlier version", detail=detail, command="heatmap", removable=folder)
+    detail = f"a heatmap of version {version}, written by a newer version of this program; {knows}"
+    advice = "update wsi-mil, or draw it again with `wsi-mil heatmap --overwrite`."
+    return Problem(file=file, kind="wrong format", detail=detail, command="heatmap", advice=advice)
 
 
 def _is_picture(path: Path) -> bool:

@@ -28,6 +28,8 @@ _BORDER_SHARE = 0.4  # of a side of the slide: what lies along it for longer is 
 def find_ink(thumbnail: NDArray[np.uint8], mpp: float) -> Mask:
     """Return where there is ink, with a margin for the stroke's soft edge."""
     smooth = blur(thumbnail, 4.0, mpp)
+    if not _may_be_ink(smooth, mpp):
+        return np.zeros(thumbnail.shape[:2], np.uint8)
     ink = _coloured(smooth, mpp) | _black(smooth, mpp)
     if not ink.any():
         return ink
@@ -51,14 +53,21 @@ def _strokes(mask: Mask, mpp: float) -> Mask:
     return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, disc(WIDTH_UM / 2 / mpp)), dtype=np.uint8)
 
 
-def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
-    """Return where blue, green or red ink is, by ratios of the channels' optical densities.
+def _may_be_ink(picture: NDArray[np.uint8], mpp: float) -> bool:
+    """Tell whether there is ink as dense as every stroke is somewhere, of which no disc is overlooked."""
+    radius = round(WIDTH_UM / 3 / mpp)  # of the smallest disc that a stroke must hold, in pixels
+    step = max(1, int(radius * np.sqrt(2)))
+    few = np.ascontiguousarray(picture[::step, ::step])
+    return bool(_is_dark(*extremes(few)).any()) or any(
+        (hue & (strength > least)).any() for hue, strength, least in _inks(few)
+    )
 
-    Wide and dense strokes, and the paler ink of the same colour that touches them.
-    """
+
+def _inks(picture: NDArray[np.uint8]) -> list[tuple[NDArray[np.bool_], NDArray[np.uint8], int]]:
+    """Return of blue, green and red ink where its hue is, a density, and from which on it is a stroke."""
     channels = cv2.split(picture)
     red, green, blue = (_density(channel) for channel in channels)
-    inks = (
+    return [
         ((red > _density(channels[1], 0.98)) & (red > _density(channels[2], 2.5)), red, 42),
         ((green < _density(channels[0], 0.72)) & (green < _density(channels[2], 0.8)), red, 38),
         (
@@ -68,9 +77,16 @@ def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
             green,
             55,
         ),
-    )
+    ]
+
+
+def _coloured(picture: NDArray[np.uint8], mpp: float) -> Mask:
+    """Return where blue, green or red ink is, by ratios of the channels' optical densities.
+
+    Wide and dense strokes, and the paler ink of the same colour that touches them.
+    """
     found = np.zeros(picture.shape[:2], np.uint8)
-    for hue, strength, least in inks:
+    for hue, strength, least in _inks(picture):
         dense = np.where(hue & (strength > least), np.uint8(255), np.uint8(0))
         if dense.any() and (dense := _strokes(dense, mpp)).any():
             _, labels = cv2.connectedComponents((hue & (strength > _PALER * least)).astype(np.uint8))
@@ -114,7 +130,7 @@ def _density(channel: Any, times: float = 1.0) -> NDArray[np.uint8]:
 def _black(picture: NDArray[np.uint8], mpp: float) -> Mask:
     """Return where black ink is; neither padding nor what lies along the slide's border."""
     highest, lowest = extremes(picture)
-    dark = (highest < _BLACK) & (highest - lowest < 26)
+    dark = _is_dark(highest, lowest)
     padding = np.where(highest <= _PADDING, np.uint8(255), np.uint8(0))
     if not dark.any():
         return np.zeros(dark.shape, np.uint8)
@@ -127,3 +143,7 @@ def _black(picture: NDArray[np.uint8], mpp: float) -> Mask:
         along |= np.bincount(side, minlength=len(along)) > _BORDER_SHARE * len(side)
     along[0] = True
     return picked(labels, ~along)
+
+
+def _is_dark(highest: NDArray[np.uint8], lowest: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    return (highest < _BLACK) & (highest - lowest < 26)
