@@ -20,7 +20,7 @@ from wsi_mil.tile.quality import SQUARES, blur_of_patch, focus_of_squares
 SIDE_UM = 128.0
 SHARP_UM, BLURRED_UM = (0.0, 1.0), (2.5, 4.0, 6.0)
 BETWEEN_UM = (1.5, 2.0)
-MAX_BLUR_UM, MIN_FOCUS = 1.5, 25.0
+MAX_BLUR_UM, MIN_FOCUS = 1.6, 25.0
 _GLASS = 225
 
 

@@ -35,7 +35,7 @@ from wsi_mil.slide import Slide, open_slide
 from wsi_mil.tile.grid import plan_of, tile_picture
 
 PATCH = 128  # pixels at 1.0 um, on the drawn slides
-PEN, BLUR_UM, FOCUS = 0.1, 1.5, 25.0
+PEN, BLUR_UM, FOCUS = 0.1, 1.6, 25.0
 ROUNDS = 3
 
 

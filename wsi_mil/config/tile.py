@@ -53,7 +53,7 @@ class TileConfig(ClusterConfig):
     white, for nothing. pixels: also blur and focus, for which every patch is read once."""
     max_blur_um: float | None = None
     """Keep a patch when it is blurred by at most so many microns, whatever its stain and contrast; needs --qc
-    pixels. 1.5 leaves out what is soft at 20x; look at the stored values first."""
+    pixels. 1.6 leaves out what is soft at 20x; look at the stored values first."""
     min_focus: float | None = None
     """Keep a patch when its focus (variance of the Laplacian) is at least this; needs --qc pixels. Its
     scale depends on stain, scanner and --mpp; --max-blur-um does not."""
