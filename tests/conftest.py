@@ -75,6 +75,10 @@ def break_blocks(path: Path) -> None:
             file.write(bytes(count))
 
 
+_written: dict[object, bytes] = {}
+"""Slides that were drawn before: hundreds of tests begin with one of a few."""
+
+
 @pytest.fixture
 def make_slide(tmp_path: Path) -> Callable[..., Path]:
     """Write a drawn slide into tmp_path/slides and return its path."""
@@ -89,7 +93,12 @@ def make_slide(tmp_path: Path) -> Callable[..., Path]:
     ) -> Path:
         path = tmp_path / "slides" / name
         path.parent.mkdir(parents=True, exist_ok=True)
+        key = (name, tissue, mpp, width, height, tuple(options.items()))
+        if key in _written:
+            path.write_bytes(_written[key])
+            return path
         write_pyramid(path, draw_slide(width, height, tissue), mpp, **options)  # type: ignore[arg-type]
+        _written[key] = path.read_bytes()
         return path
 
     return make

@@ -2,7 +2,7 @@
 
     python -m tests.kills FOLDER COUNT SEED
 
-Draws a dozen small slides in FOLDER, embeds them undisturbed, and then until COUNT kills have come before
+Draws some small slides in FOLDER, embeds them undisturbed, and then until COUNT kills have come before
 the end: a child is killed at a random moment or before a random file operation, or two one after the other;
 verify looks at what is left, and another child resumes. Prints a line per resume and exits with 1 at the
 first thing that is not as it should be.
@@ -32,7 +32,7 @@ from wsi_mil import cli, embed, store, tile, verify  # noqa: F401 - loaded befor
 from wsi_mil.config import TileConfig, VerifyConfig
 
 ENCODER = "test_resnet"
-SLIDES = 12
+SLIDES = 8
 EVENTS = {
     "open", "os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.utime",
     "os.scandir", "shutil.rmtree", "fcntl.flock",
