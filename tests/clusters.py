@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import distributed
+from distributed.core import Status
+
 from wsi_mil.errors import ConfigError
 from wsi_mil.store import atomic_file
 
@@ -94,6 +97,17 @@ def note(task):
 
 def fail_to_get_ready():
     raise ConfigError("--device cuda: not usable here")
+
+
+def hold_back():
+    """Pause the worker that gets ready, as Dask does where memory is short; wait until it is."""
+    worker = distributed.get_worker()
+
+    def pause():
+        worker.status = Status.paused
+
+    worker.loop.add_callback(pause)
+    until(lambda: worker.status == Status.paused)
 
 
 def slow(task):

@@ -37,6 +37,18 @@ def test_no_more_than_a_slot_each_and_nothing_to_closed_workers():
     assert handed_out(board) == [("b", "w0")]
 
 
+def test_a_slide_that_is_taken_back_is_next_and_no_death_of_anybody():
+    board = Board("abcd")
+    seats(board, 2)
+    assert handed_out(board) == [("a", "w0"), ("b", "w1")]
+    board.seats["w0"].open = False
+    board.taken_back("a")
+    board.ended("b")
+    assert handed_out(board) == [("a", "w1")]
+    assert board.left == 3
+    assert not board.was_lost("a")
+
+
 def test_a_slide_whose_worker_died_is_next_and_on_another_machine():
     board = Board("abcd")
     seats(board, 3, hosts=2)  # w0 and w2 are one machine

@@ -26,6 +26,7 @@ from tests.clusters import (
     DaskCluster,
     Network,
     fail_to_get_ready,
+    hold_back,
     in_background,
     note,
     slow,
@@ -158,6 +159,16 @@ def test_a_worker_that_dask_holds_back_is_named(cluster, tmp_path, capfd):
     (worker,) = re.findall(r"worker (tcp://\S+) is paused by Dask: its memory is near its limit of 0.047 GiB",
                            capfd.readouterr().err)  # fmt: skip
     assert worker != cluster.address
+    assert not (tmp_path / "log").exists()
+
+
+def test_a_slide_that_a_paused_worker_has_not_begun_is_taken_back(cluster, tmp_path, capfd):
+    """It is paused after it said what it can do and before its slide comes: the slide would wait for ever."""
+    cluster.start_worker("--memory-limit", "0")  # so that Dask itself does not let it go on
+    there = Place(cluster=ClusterConfig(scheduler=cluster.address, worker_wait=4), prepare=hold_back)
+    with pytest.raises(ClusterError, match=r"no worker .*1 paused by Dask.*1 of 1 slides are left"):
+        parallel.map_slides(note, {"s": (str(tmp_path / "log"), "s")}, title="t", place=there)
+    assert "is paused by Dask" in capfd.readouterr().err
     assert not (tmp_path / "log").exists()
 
 

@@ -72,6 +72,11 @@ class Board:
         for seat in self.seats.values():
             seat.running.discard(slide_id)
 
+    def taken_back(self, slide_id: str) -> None:
+        """Take a slide off a worker that has not begun it; it is next."""
+        self.ended(slide_id)
+        (self._again if slide_id in self._deaths else self._waiting).append(slide_id)
+
     def lost(self, address: str) -> tuple[list[str], list[Outcome]]:
         """Take a worker away that died; return the slides to be tried again, and those that are given up."""
         seat = self.seats.pop(address)

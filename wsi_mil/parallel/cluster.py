@@ -280,8 +280,10 @@ class _Work:
         while not self._stop.is_set() and (scheduler := self._client.scheduler) is not None:
             try:
                 # Not scheduler_info(): it is silent where nothing answers, and of some versions tells five.
-                told = self._client.sync(scheduler.identity, n_workers=-1)
-                self._events.put(functools.partial(self._workers, told["workers"]))
+                infos = self._client.sync(scheduler.identity, n_workers=-1)["workers"]
+                paused = [address for address, info in infos.items() if info["status"] == "paused"]
+                at_work = self._client.run(_at_work, workers=paused, on_error="ignore") if paused else {}
+                self._events.put(functools.partial(self._workers, infos, at_work))
             except OSError:
                 pass  # nothing was heard, which _check says when it lasts
             except _CLOSING:
@@ -289,8 +291,13 @@ class _Work:
                     raise
             self._stop.wait(_LOOK_S)
 
-    def _workers(self, infos: Mapping[str, Mapping[str, Any]]) -> Iterator[Outcome]:
-        """Take news of the workers: greet those who came, give up those that are gone."""
+    def _workers(
+        self, infos: Mapping[str, Mapping[str, Any]], at_work: Mapping[str, set[Any]]
+    ) -> Iterator[Outcome]:
+        """Take news of the workers: greet those who came, give up those that are gone.
+
+        ``at_work``: of paused ones, what they have begun.
+        """
         self._heard, self._infos = time.monotonic(), infos
         for address in [each for each in self._refused if each not in infos]:
             del self._refused[address]
@@ -314,7 +321,18 @@ class _Work:
                 seat.open = fits and info["status"] == "running"
             elif fits and address not in self._refused and address not in self._greeted:
                 self._greet(address)
+        for address, begun in at_work.items():
+            self._take_back(address, begun)
         self._say_paused()
+
+    def _take_back(self, address: str, begun: set[Any]) -> None:
+        """Take from a paused worker the slides that it has not begun, and may never begin."""
+        seat = self._board.seats.get(address)
+        for slide_id in list(seat.running) if seat else []:
+            if self._futures[slide_id].key not in begun and self._futures[slide_id].status == "pending":
+                self._client.cancel([self._futures.pop(slide_id)], force=True)
+                self._watch.drop(slide_id)
+                self._board.taken_back(slide_id)
 
     def _say_paused(self) -> None:
         """Name the workers that Dask holds back: it says so in their own logs alone."""
@@ -380,6 +398,11 @@ def _about(beacon: Path | None, prepare: bytes | None) -> dict[str, Any]:
             pickle.loads(prepare)()
         about["reason"] = result.failure.reason if result.failure else ""
     return about
+
+
+def _at_work(dask_worker: distributed.Worker) -> set[Any]:
+    """In a worker: return the keys of the tasks that it has begun."""
+    return {each.key for each in (*dask_worker.state.executing, *dask_worker.state.long_running)}
 
 
 def _work_on(slide_id: str, packed: bytes, alone: bool, topic: str) -> None:
