@@ -95,3 +95,22 @@ def test_a_small_slide_is_read_at_level_0(tmp_path: Path, monkeypatch: pytest.Mo
         read = levels_read(slide, monkeypatch)
         slide.thumbnail(8 * 1.25)  # MPP is that of a slide of SIDE pixels
     assert read == [0]
+
+
+def test_a_level_that_lost_its_odd_rows_is_not_stretched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Halved four times, 2574 pixels are 160 and not 160.9: the far end of the slide lies beyond the level."""
+    side = 2574
+    image = textured(side)
+    image[-240:-176, -240:-176] = (60, 20, 90)
+    levels_of = [image]
+    for _ in range(4):
+        whole = len(levels_of[-1]) // 2 * 2
+        levels_of.append(smaller(np.ascontiguousarray(levels_of[-1][:whole, :whole]), 2, cv2.INTER_AREA))
+    with open_slide(write(tmp_path / "slide.tiff", [levels_of[0], levels_of[4]]), mpp=MPP) as slide:
+        read = levels_read(slide, monkeypatch)
+        thumbnail = slide.thumbnail(16.1 * MPP)
+    assert read == [1]
+    dark = 255.0 - thumbnail[-24:, -24:].mean(axis=2)
+    weights = np.where(dark > 100, dark, 0.0)
+    centre = (weights.sum(axis=1) @ np.arange(len(thumbnail) - 24, len(thumbnail))) / weights.sum() + 0.5
+    assert abs(centre * side / len(thumbnail) - (side - 208)) < 0.25 * 16

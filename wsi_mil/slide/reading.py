@@ -120,14 +120,15 @@ class Slide:
         return picture
 
     def _whole(self, level: int, width: int, height: int) -> NDArray[np.uint8]:
-        """Return a whole level as (height, width, 3)."""
-        level_width, level_height = self.level_sizes[level]
-        rows = max(1, int(_STRIP_PIXELS / level_width / (level_height / height)))
+        """Return the whole slide as (height, width, 3) from a level, whose last pixels may lack a part."""
+        across, down = self.level_scale(level)
+        right, step = self.width_l0 * across, self.height_l0 * down / height
+        rows = max(1, int(_STRIP_PIXELS / right / step))
         picture = np.empty((height, width, 3), dtype=np.uint8)
         for top in range(0, height, rows):
             bottom = min(top + rows, height)
-            box = (0.0, top * level_height / height, float(level_width), bottom * level_height / height)
             # A strip may reach over its edges, so that none shows; a patch is made of its own pixels only.
+            box = (0.0, top * step, right, bottom * step)
             picture[top:bottom] = self.resampled(level, box, (width, bottom - top), beyond=2)
         return picture
 

@@ -49,7 +49,7 @@ def write_sheet(folder: Path, outcomes: Sequence[Outcome]) -> Path:
     ids = {path.stem for path in folder.glob("*.h5")} | set(status)
     cards = [_card(folder, each, status.get(each)) for each in sorted(ids)]
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
