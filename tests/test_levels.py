@@ -98,7 +98,7 @@ def test_a_small_slide_is_read_at_level_0(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_level_that_lost_its_odd_rows_is_not_stretched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Halved four times, 2574 pixels are 160 and not 160.9: the far end of the slide lies beyond the level."""
+    """Halved four times, 2574 pixels are 160, not 160.9: the far end of the slide lies beyond the level."""
     side = 2574
     image = textured(side)
     image[-240:-176, -240:-176] = (60, 20, 90)
