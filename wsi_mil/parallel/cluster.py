@@ -1,7 +1,7 @@
 """Slides on a Dask cluster: each worker has one slide per slot, and nothing waits at a worker.
 
 Comes in: a picklable function and tasks; the address of a scheduler, or word to start one here. Goes out: an
-``Outcome`` per slide, as they end. It alone imports Dask.
+``Outcome`` per slide, as they end. It and ``worker`` alone import Dask.
 
 Which slide goes where is this module's own (``board``): Dask's scheduler would hand slides out ahead, blame
 those that merely waited for the death of their worker, and retry as often as *its* settings say. What it is
@@ -21,33 +21,31 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import CancelledError
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import distributed
 from distributed import Client, Future, KilledWorker, LocalCluster
 
 import wsi_mil
 from wsi_mil.config import ClusterConfig
 from wsi_mil.errors import ClusterError
 from wsi_mil.parallel.board import Board, Seat
-from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt, contained
+from wsi_mil.parallel.outcome import Outcome, Task, Work
 from wsi_mil.parallel.places import Place
-from wsi_mil.parallel.processes import cpu_count, limit_cores, without_interrupts
+from wsi_mil.parallel.processes import cpu_count, without_interrupts
 from wsi_mil.parallel.progress import Watch, console
 from wsi_mil.parallel.shared import absolute, beacon_in, wait_for
+from wsi_mil.parallel.worker import about, at_work, work_on
 
 _LOOK_S = 1.0  # how often workers are looked for
 _GLANCE_S = 0.2  # how often all else is
 _SILENT_S = 30.0  # a scheduler that says nothing for so long is lost
 _CONNECT_S = 10.0
 _STILL_BORN = 4  # workers that die before their first slide while no other is at work
-_SEE_S = 5.0  # how long a worker looks for a file that was just written: file systems on a network are late
 _CLOSING = (CancelledError, NameError, RuntimeError)  # of Dask's own `sync` while the client is closed
 _RESUME = "What is done is kept: give the command again to go on."
 
-_alone = threading.Lock()  # of a worker's process: held by a task that uses all of it
 _told: set[str] = set()  # schedulers whose dashboard was said
 
 
@@ -221,7 +219,7 @@ class _Work:
             packed = pickle.dumps((self._function, absolute(self._tasks[slide_id])))
             self._futures[slide_id] = self._submit(
                 seat.address, f"{self._title}-{slide_id}",
-                _work_on, slide_id, packed, self._place.alone, self._topic,
+                work_on, slide_id, packed, self._place.alone, self._topic,
             )  # fmt: skip
             self._watch.begin(slide_id, seat.address)
 
@@ -282,8 +280,8 @@ class _Work:
                 # Not scheduler_info(): it is silent where nothing answers, and of some versions tells five.
                 infos = self._client.sync(scheduler.identity, n_workers=-1)["workers"]
                 paused = [address for address, info in infos.items() if info["status"] == "paused"]
-                at_work = self._client.run(_at_work, workers=paused, on_error="ignore") if paused else {}
-                self._events.put(functools.partial(self._workers, infos, at_work))
+                begun = self._client.run(at_work, workers=paused, on_error="ignore") if paused else {}
+                self._events.put(functools.partial(self._workers, infos, begun))
             except OSError:
                 pass  # nothing was heard, which _check says when it lasts
             except _CLOSING:
@@ -292,11 +290,11 @@ class _Work:
             self._stop.wait(_LOOK_S)
 
     def _workers(
-        self, infos: Mapping[str, Mapping[str, Any]], at_work: Mapping[str, set[Any]]
+        self, infos: Mapping[str, Mapping[str, Any]], begun: Mapping[str, set[Any]]
     ) -> Iterator[Outcome]:
         """Take news of the workers: greet those who came, give up those that are gone.
 
-        ``at_work``: of paused ones, what they have begun.
+        ``begun``: of paused ones, the keys of what they have begun.
         """
         self._heard, self._infos = time.monotonic(), infos
         for address in [each for each in self._refused if each not in infos]:
@@ -321,8 +319,8 @@ class _Work:
                 seat.open = fits and info["status"] == "running"
             elif fits and address not in self._refused and address not in self._greeted:
                 self._greet(address)
-        for address, begun in at_work.items():
-            self._take_back(address, begun)
+        for address, keys in begun.items():
+            self._take_back(address, keys)
         self._say_paused()
 
     def _take_back(self, address: str, begun: set[Any]) -> None:
@@ -353,7 +351,7 @@ class _Work:
         yield from failed
 
     def _greet(self, address: str) -> None:
-        future = self._submit(address, "hello", _about, self._beacon, self._prepare)
+        future = self._submit(address, "hello", about, self._beacon, self._prepare)
         self._greeted[address] = future
         future.add_done_callback(lambda future: self._events.put(lambda: self._met(address, future)))
 
@@ -368,13 +366,13 @@ class _Work:
         elif future.status != "finished" or address not in self._infos:
             return  # it is gone, or will be greeted again
         else:
-            about = future.result(timeout=_SILENT_S)
-            if about["version"] != wsi_mil.__version__:
-                why = f"has wsi-mil {about['version']}, and this is {wsi_mil.__version__}"
-            elif not about["sees"]:
+            said = future.result(timeout=_SILENT_S)
+            if said["version"] != wsi_mil.__version__:
+                why = f"has wsi-mil {said['version']}, and this is {wsi_mil.__version__}"
+            elif not said["sees"]:
                 why = f"does not see {self._place.shared} of this machine: a shared file system is needed"
-            elif about["reason"]:
-                why = f"cannot be used: {about['reason']}"
+            elif said["reason"]:
+                why = f"cannot be used: {said['reason']}"
         future.release()
         if why:
             self._refused[address] = f"{address} {why}"
@@ -384,37 +382,3 @@ class _Work:
             slots = 1 if self._place.alone else int(info["nthreads"])
             self._board.seats[address] = Seat(address, str(info["host"]), slots)
         yield from ()
-
-
-def _about(beacon: Path | None, prepare: bytes | None) -> dict[str, Any]:
-    """In a worker: get ready; say who it is, and whether it sees a file that the client has just written."""
-    deadline = time.monotonic() + _SEE_S
-    while beacon is not None and not beacon.exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    about = {"version": wsi_mil.__version__, "sees": beacon is None or beacon.exists(), "reason": ""}
-    if about["sees"] and prepare is not None:
-        limit_cores(distributed.get_worker().state.nthreads)
-        with _alone, contained("", 0.0) as result:
-            pickle.loads(prepare)()
-        about["reason"] = result.failure.reason if result.failure else ""
-    return about
-
-
-def _at_work(dask_worker: distributed.Worker) -> set[Any]:
-    """In a worker: return the keys of the tasks that it has begun."""
-    return {each.key for each in (*dask_worker.state.executing, *dask_worker.state.long_running)}
-
-
-def _work_on(slide_id: str, packed: bytes, alone: bool, topic: str) -> None:
-    """In a worker: do one slide, and tell what became of it."""
-    worker = distributed.get_worker()
-    limit_cores(worker.state.nthreads if alone else 1)
-    with _alone if alone else nullcontext():
-        outcome = attempt(slide_id, _unpacked, packed)
-    # Not the task's result: that would be asked for and fetched, at twice the cost.
-    worker.log_event(topic, pickle.dumps((worker.get_current_task(), outcome)))
-
-
-def _unpacked(packed: bytes) -> Any:
-    function, task = pickle.loads(packed)
-    return function(task)
