@@ -48,7 +48,9 @@ def test_averaged_levels_are_told_from_decimated_ones(tmp_path: Path, factor: in
     for name, how in (("averaged", cv2.INTER_AREA), ("decimated", cv2.INTER_NEAREST)):
         path = write(tmp_path / f"{name}.tiff", [image, smaller(image, factor, how)], quality)
         with open_slide(path) as slide:
-            told[name] = levels.is_averaged(slide, 1, slide.read_level(1, 0, 0, *slide.level_sizes[1]))
+            told[name] = levels.is_averaged(
+                slide, 1, slide.read_level(1, 0, 0, *slide.level_sizes[1]), slide.read_level
+            )
     # Two by two pixels of this grain are alike: a picture of every second one is no other picture.
     assert told == {"averaged": True, "decimated": factor == 2 and told["decimated"]}
 

@@ -7,10 +7,11 @@ with the same interface. It knows nothing of encoders, and writes nothing.
 ``batches`` is what is called: threads that read ahead. ``reader`` puts one patch together, from blocks or
 through ``Slide``; ``resample`` brings it to the target mpp. ``cache`` keeps decoded blocks within a memory
 budget; ``table`` says where a TIFF's blocks lie and decodes one; ``source`` is the bytes of a local or remote
-file. ``survey`` looks at all levels and decodes nothing.
+file. ``regions`` makes pictures of whole slides; ``survey`` looks at all levels and decodes nothing.
 """
 
 from wsi_mil.blocks.batches import Batch, BrokenPatch, stream, sweep_order
+from wsi_mil.blocks.regions import thumbnail
 from wsi_mil.blocks.survey import LevelBlocks, survey
 
-__all__ = ["Batch", "BrokenPatch", "LevelBlocks", "stream", "survey", "sweep_order"]
+__all__ = ["Batch", "BrokenPatch", "LevelBlocks", "stream", "survey", "sweep_order", "thumbnail"]

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_mil import blocks, models, store
 from wsi_mil import config as configs
-from wsi_mil import models, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.errors import FormatError, SlideError
@@ -181,7 +181,7 @@ def _looking_meanwhile(head: store.FeaturesHead, um: float) -> Iterator[tuple[Th
             head.icc,
         )
         try:
-            return slide, slide.thumbnail(um)
+            return slide, blocks.thumbnail(slide, um)
         except BaseException:
             slide.close()
             raise

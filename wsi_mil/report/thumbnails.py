@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from wsi_mil import store
+from wsi_mil import blocks, store
 from wsi_mil.errors import SlideError
 from wsi_mil.report.gather import Place
 from wsi_mil.slide import open_slide
@@ -30,7 +30,7 @@ def thumbnail(run: Path, slide_id: str, place: Place) -> tuple[Path | None, str]
             if (slide.width_l0, slide.height_l0) != (geometry.width_l0, geometry.height_l0):
                 raise SlideError(f"{place.path}: another slide under the same name")
             longer = max(geometry.width_l0, geometry.height_l0)
-            pixels = slide.thumbnail(geometry.mpp_l0 * max(1.0, longer / _SIDE))
+            pixels = blocks.thumbnail(slide, geometry.mpp_l0 * max(1.0, longer / _SIDE))
     except SlideError as error:
         return (place.preview if place.preview.exists() else None), str(error)
     kept.parent.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,12 @@ tiled.
 
 from wsi_mil.slide.fingerprint import bytes_on_disk, fingerprint
 from wsi_mil.slide.opening import SUFFIXES, detect, dicom_series, open_slide
-from wsi_mil.slide.reading import Reader, Slide
+from wsi_mil.slide.reading import Reader, ReadLevel, Slide
 from wsi_mil.slide.resolution import Resolution, Statement, decide
 
 __all__ = [
     "SUFFIXES",
+    "ReadLevel",
     "Reader",
     "Resolution",
     "Slide",

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from wsi_mil.slide.reading import Slide
+    from wsi_mil.slide.reading import ReadLevel, Slide
 
 _WINDOWS, _SIDE = 4, 32  # places that are compared, and their sides in pixels of the level
 # Of a level by the next finer one averaged, mean difference of neighbouring pixels. Averaged pyramids measure
@@ -21,12 +21,13 @@ _SHARPNESS = 0.5, 1.12
 _COLOUR = 4.0  # grey levels that the mean of a place may differ by
 
 
-def is_averaged(slide: "Slide", level: int, picture: NDArray[np.uint8]) -> bool:
+def is_averaged(slide: "Slide", level: int, picture: NDArray[np.uint8], read: "ReadLevel") -> bool:
     """Tell whether a level looks as the next finer one does when that is averaged.
 
     Compared are the places where ``picture`` (height, width, 3; all of the slide) has most detail: there a
     decimated level is too sharp, one that was blurred or compressed much is too smooth, and one of another
-    slide or focal plane has other colours. A picture without any detail tells nothing: no.
+    slide or focal plane has other colours. A picture without any detail tells nothing: no. ``read`` reads
+    the levels.
     """
     width, height = slide.level_sizes[level]
     own, finer = slide.level_scale(level), slide.level_scale(level - 1)
@@ -36,9 +37,9 @@ def is_averaged(slide: "Slide", level: int, picture: NDArray[np.uint8]) -> bool:
     for across, down in _places_of_detail(picture):
         x = int(np.clip(across * width - side_x / 2, 0, width - side_x))
         y = int(np.clip(down * height - side_y / 2, 0, height - side_y))
-        seen.append(slide.read_level(level, x, y, side_x, side_y).astype(np.float32))
+        seen.append(read(level, x, y, side_x, side_y).astype(np.float32))
         box = x * ratio_x, y * ratio_y, (x + side_x) * ratio_x, (y + side_y) * ratio_y
-        wanted.append(slide.resampled(level - 1, box, (side_x, side_y)).astype(np.float32))
+        wanted.append(slide.resampled(level - 1, box, (side_x, side_y), read).astype(np.float32))
     if not seen:
         return False
     colours = [np.abs(a.mean((0, 1)) - b.mean((0, 1))).max() for a, b in zip(seen, wanted, strict=True)]

@@ -7,7 +7,7 @@ where that number came from) and RGB pixels at any mpp. It knows nothing of tiss
 import math
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from wsi_mil.slide import colour, levels, resolution, vendors
 
 Reader = Literal["auto", "openslide", "tiffslide"]
 Box = tuple[float, float, float, float]
+ReadLevel = Callable[[int, int, int, int, int], NDArray[np.uint8]]
+"""What reads whole pixels of a level, as ``Slide.read_level`` does."""
 
 # What tiffslide, tifffile, zarr and imagecodecs raise on files they cannot make sense of.
 TIFF_ERRORS = (
@@ -102,24 +104,26 @@ class Slide:
         across, down = self.level_scale(level)
         left, top = x_l0 * across, y_l0 * down
         box = left, top, left + side_l0 * across, top + side_l0 * down
-        return self.resampled(level, box, (size_px, size_px))
+        return self.resampled(level, box, (size_px, size_px), self.read_level)
 
-    def thumbnail(self, mpp: float) -> NDArray[np.uint8]:
+    def thumbnail(self, mpp: float, read: ReadLevel | None = None) -> NDArray[np.uint8]:
         """Return the whole slide at about ``mpp`` as (height, width, 3) RGB.
 
         The picture's outer edges are the slide's: its pixels are ``width_l0 / width`` level-0 pixels wide,
-        which differs from the ratio of the mpps by less than a pixel over the whole width.
+        which differs from the ratio of the mpps by less than a pixel over the whole width. ``read`` is what
+        reads its levels, if not ``read_level`` (``blocks.thumbnail`` has a faster one).
         """
+        read = read or self.read_level
         width = max(1, round(self.width_l0 * self.mpp_l0 / mpp))
         height = max(1, round(self.height_l0 * self.mpp_l0 / mpp))
         picture = np.empty((0, 0, 3), dtype=np.uint8)
         for level, is_last in self._thumbnail_levels(mpp / self.mpp_l0):
-            picture = self._whole(level, width, height)
-            if is_last or levels.is_averaged(self, level, picture):
+            picture = self._whole(level, width, height, read)
+            if is_last or levels.is_averaged(self, level, picture, read):
                 break
         return picture
 
-    def _whole(self, level: int, width: int, height: int) -> NDArray[np.uint8]:
+    def _whole(self, level: int, width: int, height: int, read: ReadLevel) -> NDArray[np.uint8]:
         """Return the whole slide as (height, width, 3) from a level, whose last pixels may lack a part."""
         across, down = self.level_scale(level)
         right, step = self.width_l0 * across, self.height_l0 * down / height
@@ -129,7 +133,7 @@ class Slide:
             bottom = min(top + rows, height)
             # A strip may reach over its edges, so that none shows; a patch is made of its own pixels only.
             box = (0.0, top * step, right, bottom * step)
-            picture[top:bottom] = self.resampled(level, box, (width, bottom - top), beyond=2)
+            picture[top:bottom] = self.resampled(level, box, (width, bottom - top), read, beyond=2)
         return picture
 
     def level_scale(self, level: int) -> tuple[float, float]:
@@ -179,7 +183,9 @@ class Slide:
         for level in range(coarsest, finest - 1, -1):
             yield level, level == finest
 
-    def resampled(self, level: int, box: Box, size: tuple[int, int], beyond: int = 0) -> NDArray[np.uint8]:
+    def resampled(
+        self, level: int, box: Box, size: tuple[int, int], read: ReadLevel, beyond: int = 0
+    ) -> NDArray[np.uint8]:
         """Return a level's box (left, top, right, bottom; fractional) as ``size`` (width, height) pixels.
 
         The filter may reach ``beyond`` the box by so many output pixels (bicubic needs two).
@@ -190,12 +196,12 @@ class Slide:
         if whole:
             factor = round(ratios[0]), round(ratios[1])
             x, y = round(left), round(top)
-            pixels = Image.fromarray(self.read_level(level, x, y, size[0] * factor[0], size[1] * factor[1]))
+            pixels = Image.fromarray(read(level, x, y, size[0] * factor[0], size[1] * factor[1]))
             return np.asarray(pixels if factor == (1, 1) else pixels.reduce(factor))
         margin_x, margin_y = (math.ceil(beyond * max(ratio, 1)) for ratio in ratios)
         x, y = math.floor(left) - margin_x, math.floor(top) - margin_y
         width, height = math.ceil(right) + margin_x - x, math.ceil(bottom) + margin_y - y
-        pixels = Image.fromarray(self.read_level(level, x, y, width, height))
+        pixels = Image.fromarray(read(level, x, y, width, height))
         inner = (left - x, top - y, right - x, bottom - y)
         return np.asarray(pixels.resize(size, Image.Resampling.BICUBIC, box=inner, reducing_gap=3))
 

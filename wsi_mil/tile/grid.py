@@ -7,8 +7,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from wsi_mil import blocks, geometry, store, tissue
 from wsi_mil import config as configs
-from wsi_mil import geometry, store, tissue
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import SlideError
 from wsi_mil.geometry import PatchGeometry
@@ -60,7 +60,7 @@ def tile_slide(slide: Slide, config: TileConfig, slide_id: str | None = None) ->
     # One reading serves both: the picture, and the thumbnail on which tissue is found, which may be coarser.
     longer_um = max(slide.width_l0, slide.height_l0) * slide.mpp_l0
     enough = longer_um / config.tissue_mpp >= PREVIEW_PX_MIN
-    picture = slide.thumbnail(config.tissue_mpp if enough else longer_um / PREVIEW_PX)
+    picture = blocks.thumbnail(slide, config.tissue_mpp if enough else longer_um / PREVIEW_PX)
     return tile_picture(slide, picture, plan, config, name)
 
 
@@ -173,7 +173,7 @@ def _find(
         return tissue.Tissue(mask, 0, kind, tissue.find_ink(thumbnail, config.tissue_mpp)), note
     if kind == "onnx":
         segmenter = tissue.load_segmenter(Path(place))
-        mask = segmenter.mask(slide.thumbnail(segmenter.mpp))
+        mask = segmenter.mask(blocks.thumbnail(slide, segmenter.mpp))
         size = thumbnail.shape[1], thumbnail.shape[0]
         scaled = np.asarray(cv2.resize(mask, size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
         mask = tissue.clean(np.where(scaled > 127, np.uint8(255), np.uint8(0)), config.tissue_mpp, **sizes)
