@@ -411,10 +411,11 @@ def test_a_machine_that_is_lost_from_the_network_loses_only_its_slide(network, t
         network.unplug("two")
         out, err = client.communicate(timeout=400)
     assert Counter(status for status, _ in json.loads(out).values()) == {"done": 40}, err
-    twice = [name for name, count in times_begun(tmp_path / "out").items() if count > 1]
-    assert len(twice) == 1
-    assert f"tcp://{network.address('two')}:" in err
-    assert f"died; tried again: {twice[0]}" in err
+    twice = {name for name, count in times_begun(tmp_path / "out").items() if count > 1}
+    (again,) = re.findall(
+        rf"tcp://{re.escape(network.address('two'))}:\d+ died; tried again: (\S+)$", err, re.M
+    )
+    assert twice <= {again}, "or it was on its way to the machine when that was lost"
     assert {path.read_text() for path in (tmp_path / "out").glob("s*.done")} == {"whole"}
 
 

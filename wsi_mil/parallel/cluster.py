@@ -92,7 +92,8 @@ def local_scheduler(workers: int = 0) -> Iterator[str]:
 
 @contextmanager
 def _client(config: ClusterConfig, workers: int) -> Iterator[Client]:
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what it would say is said here
+    for name in ("distributed.client", "distributed.batched"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # what they would say is said here
     with ExitStack() as stack:
         if config.dask == "local":
             address: dict[str, Any] = {"address": stack.enter_context(local_scheduler(workers))}
