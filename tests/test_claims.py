@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from wsi_mil.embed.source import Source
 from wsi_mil.store import Claims, atomic, claims
 
 
@@ -189,3 +191,21 @@ def test_a_claim_that_was_given_back_while_it_was_taken_over_is_not_ours(tmp_pat
         holder = ours.holder("a")
         assert holder is not None
         assert holder.run == "third"
+
+
+def test_a_claim_of_others_that_expires_while_it_is_looked_at_is_no_crash_of_ours(tmp_path, monkeypatch):
+    """Alive when it cannot be taken, expired when one asks whose it is: it is taken the next time."""
+    left_behind(tmp_path, "a", run="another", host="elsewhere")
+    job = SimpleNamespace(slide_id="a")
+    failed, took = [], Claims.take
+
+    def take(self, slide_id):
+        taken = took(self, slide_id)
+        monkeypatch.setattr(claims, "EXPIRY_S", -1.0)  # a moment later it has expired
+        return taken
+
+    monkeypatch.setattr(Claims, "take", take)
+    with Claims(tmp_path, "ours") as ours:
+        source = Source([job], ours, lambda job: False, lambda *told: failed.append(told), lambda words: None)
+        assert next(each for each in source if each is not None) is job
+    assert not failed

@@ -81,7 +81,7 @@ class Source:
         holder = self._claims.holder(job.slide_id)
         if holder is None:
             return  # given back this moment: ours in the next round
-        if holder.alive:
+        if holder.alive or holder.run != self._claims.run:  # of another command, just dead: ours in the next
             self._others[job.slide_id] = str(holder)
             return
         # Of this very command: what it died of may be this slide.

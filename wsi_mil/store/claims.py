@@ -57,7 +57,7 @@ class Claims:
         Raises:
             StoreError: the disk does not let us.
         """
-        self._folder, self._run, self._handed_out = folder, run, handed_out
+        self._folder, self.run, self._handed_out = folder, run, handed_out
         self._held: dict[str, Path] = {}
         self._lock = threading.Lock()
         self._stop = threading.Event()
@@ -98,7 +98,7 @@ class Claims:
         turn = max(self._turns(slide_id), default=0)
         holder = self._holder(slide_id, turn)
         if holder is not None:
-            same = holder.run == self._run
+            same = holder.run == self.run
             if not (same and self._handed_out) and (holder.alive or same):
                 return False
         path = self._path(slide_id, turn + 1)
@@ -165,7 +165,7 @@ class Claims:
 
     def _create(self, path: Path) -> bool:
         """Make the file of a claim, with its content; False where another was quicker."""
-        about = {"host": host(), "pid": os.getpid(), "process": _PROCESS, "run": self._run}
+        about = {"host": host(), "pid": os.getpid(), "process": _PROCESS, "run": self.run}
         content = json.dumps(about)
         draft = self._clock.with_name(f"{self._clock.name}.draft")
         draft.write_text(content, encoding="utf-8")
