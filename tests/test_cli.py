@@ -83,7 +83,7 @@ def test_two_slides_with_the_same_id(wsi, tmp_path, make_slide):
     make_slide("y/a.tiff")
     code, _, err = wsi("tile", "--slides", tmp_path / "slides", "--run", tmp_path / "run")
     assert code == 2
-    assert "1 slide ids are used more than once (a: " in err
+    assert "1 slide ids are used more than once: a (" in err
 
 
 def test_failed_slides_are_a_table_and_exit_code_1(wsi, tmp_path, make_slide):

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 
 from wsi_mil.errors import ConfigError, LabelError
@@ -70,14 +72,19 @@ def test_a_folder_that_is_missing_or_empty_is_refused(tmp_path):
         find(tmp_path)
 
 
-def test_ids_used_twice_are_all_named(tmp_path):
+@pytest.mark.parametrize("count", [2, 500])
+def test_ids_used_twice_are_named(tmp_path, count):
     for folder in ("x", "y"):
-        put(tmp_path / folder / "a.svs")
-        put(tmp_path / folder / "b.svs")
-    with pytest.raises(
-        ConfigError, match=r"2 slide ids are used more than once \(a: .*x/a.svs, .*y/a.svs; b: "
-    ):
+        for i in range(count):
+            put(tmp_path / folder / f"a{i:03d}.svs")
+    with pytest.raises(ConfigError) as raised:
         find(tmp_path)
+    said = str(raised.value)
+    assert re.search(
+        rf"{count} slide ids are used more than once: a000 \(.*x/a000.svs, .*y/a000.svs\), a001 \(", said
+    )
+    assert len(said) < 4000, "a page at most"
+    assert ("and 490 more. `wsi-mil inspect` lists" in said) == (count == 500)
 
 
 def write(tmp_path, text):

@@ -14,6 +14,7 @@ import fsspec
 
 from wsi_mil.config import MPP_MAX, MPP_MIN, Location, location
 from wsi_mil.errors import ConfigError, LabelError
+from wsi_mil.manifest.table import some
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ def find_slides(
     MRXS and its folder are one slide. Hidden files are passed over. ``pattern`` is a glob on file names.
 
     Raises:
-        ConfigError: no such folder, no slide in it, or two slides with the same id (all are named).
+        ConfigError: no such folder, no slide in it, or two slides with the same id.
     """
     if not folder.exists():
         raise ConfigError(f"--slides {folder}: no such folder or file.")
@@ -214,11 +215,11 @@ def used_twice(entries: Iterable[SlideEntry]) -> dict[str, list[str]]:
 def _check_unique(entries: list[SlideEntry], where: str) -> None:
     twice = used_twice(entries)
     if twice:
-        listed = "; ".join(f"{slide_id}: {', '.join(paths)}" for slide_id, paths in twice.items())
+        listed = some([f"{slide_id} ({some(paths)})" for slide_id, paths in twice.items()])
         raise ConfigError(
-            f"{where}: {len(twice)} slide ids are used more than once ({listed}). "
-            "A slide's id is its file name without extension: rename the files, narrow with --pattern, or "
-            "give ids of your own in a manifest (slide_id,path)."
+            f"{where}: {len(twice)} slide ids are used more than once: {listed}. `wsi-mil inspect` lists "
+            "all. A slide's id is its file name without extension: rename the files, narrow with "
+            "--pattern, or give ids of your own in a manifest (slide_id,path)."
         )
 
 
