@@ -119,7 +119,7 @@ def test_a_manifest_that_is_wrong_says_all_of_it(tmp_path, text, words):
 
 
 def test_ids_twice_in_a_manifest(tmp_path):
-    with pytest.raises(ConfigError, match=r"a: .*x.svs, .*y.svs"):
+    with pytest.raises(ConfigError, match=r": a \(.*x.svs, .*y.svs\)"):
         read_manifest(write(tmp_path, "slide_id,path\na,x.svs\na,y.svs\n"))
 
 
