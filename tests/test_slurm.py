@@ -216,8 +216,8 @@ def test_a_preempted_job_queues_again_and_goes_on(slurm, pipeline, tiled, tmp_pa
 
 def test_a_job_that_runs_out_of_time_queues_again(slurm, pipeline, tiled, tmp_path):
     """A limit of one minute, and the signal 45 s before it: Slurm's shortest."""
-    # Four times the patches: a fast machine would be done before the signal comes.
-    tiling = wsi_mil("tile", "--config", pipeline, "--overlap-px", "128", "--overwrite")
+    # Sixteen times the patches: a fast machine would be done before the signal comes.
+    tiling = wsi_mil("tile", "--config", pipeline, "--overlap-px", "192", "--overwrite")
     assert tiling.returncode == 0, tiling.stderr
     job = sbatch(
         slurm, tmp_path, "--time=1", "--signal=TERM@45", SCRIPTS / "stage.sbatch", "embed", "--config",
