@@ -1,9 +1,12 @@
 """Shares of an array job: together they are the whole, in any order, side by side, and twice."""
 
+import dataclasses
+import importlib
 import itertools
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +89,26 @@ def test_shares_side_by_side_leave_what_one_command_leaves(slides, tmp_path, wsi
     assert list(record["shares"]) == ["1/3", "2/3", "3/3"]
     assert record["slides"] == 7
     assert record["patches"] == stage(tmp_path / "whole")["patches"] == 4 * 4 + 2 * 2
+
+
+def test_of_shares_that_end_at_one_moment_the_last_to_write_counts_all(slides, tmp_path, monkeypatch):
+
+    run, stage_tile = tmp_path / "run", importlib.import_module("wsi_mil.tile.run")
+    write_sheet = stage_tile.write_sheet
+    config = TileConfig(slides=slides, pattern="*.tiff", run=run, workers=1, share="1/2")
+
+    def the_other_meanwhile(*arguments):
+        """Between its table and its record the first share is overtaken by the whole second one."""
+        monkeypatch.setattr(stage_tile, "write_sheet", write_sheet)
+        stage_tile.run(dataclasses.replace(config, share="2/2"))
+        return write_sheet(*arguments)
+
+    monkeypatch.setattr(stage_tile, "write_sheet", the_other_meanwhile)
+    stage_tile.run(config)
+    assert (stage(run)["status"], stage(run)["slides"], stage(run)["patches"]) == ("done", 7, 4 * 4 + 2 * 2)
+    page = (run / "patches" / "contact_sheet.html").read_text()
+    shown = dict(re.findall(r'data-name="(s\d)".*?<p class="mute">[^<]*?(done|failed)</p>', page, re.DOTALL))
+    assert shown == {f"s{number}": "failed" if number == 3 else "done" for number in range(7)}
 
 
 def test_the_record_says_how_many_shares_are_done_and_forgets_another_division(slides, tmp_path, wsi):

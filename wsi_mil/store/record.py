@@ -11,8 +11,8 @@ import json
 import platform
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,22 @@ from typing import Any
 from wsi_mil import config as configs
 from wsi_mil.errors import StaleOutputError
 from wsi_mil.store.atomic import alone, write_text
+from wsi_mil.store.disk import disk_errors
 
 _LIBRARIES = ("wsi-mil", "torch", "timm", "openslide-python", "tiffslide", "numpy", "h5py", "scikit-learn")
 
 
 @contextmanager
-def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, Any]]:
+def stage_record(
+    run: Path, stage: str, config: object, totals: Callable[[], Mapping[str, Any]] = dict
+) -> Iterator[dict[str, Any]]:
     """Write RUN/<stage>/stage.json when the block ends, however it ends; the block may add keys.
 
     Holds the resolved config, its digest, versions, host, times and ``status``: done, interrupted or failed.
     Where the config has a ``share``, the record is of all shares of these settings: its times are from the
     first to the last of them, ``shares`` is what became of each, and ``status`` "done" once all are.
+    ``totals`` returns the keys that are of all shares; it is called when the block has ended well, while no
+    other share can write the record: whoever writes it last has counted what all others left.
     """
     started = datetime.now(UTC)
     record = configs.record(config)
@@ -62,27 +67,32 @@ def stage_record(run: Path, stage: str, config: object) -> Iterator[dict[str, An
         content["ended"] = ended.isoformat(timespec="seconds")
         content["seconds"] = round((ended - started).total_seconds(), 2)
         if run.is_dir() or content["status"] == "done":  # a mistyped --run makes no folder
-            _write(run / stage / "stage.json", content, getattr(config, "share", ""))
+            _write(run / stage / "stage.json", content, getattr(config, "share", ""), totals)
 
 
-def _write(path: Path, content: dict[str, Any], share: str) -> None:
+def _write(path: Path, content: dict[str, Any], share: str, totals: Callable[[], Mapping[str, Any]]) -> None:
     """Write a stage's record; that of a share is joined with what the others left."""
-    if not share:
+    with disk_errors(path), alone(path) if share else nullcontext():
+        if content["status"] == "done":
+            content |= totals()
+        if share:
+            _join(path, content, share)
         write_text(path, json.dumps(content, indent=2) + "\n")
-        return
-    with alone(path):
-        count = int(share.split("/")[1])
-        shares = _shares_before(path, content["config_digest"], count)
-        shares[share] = {
-            name: content[name] for name in ("status", "host", "started", "ended", "error") if name in content
-        }
-        content["shares"] = dict(sorted(shares.items(), key=lambda each: int(each[0].split("/")[0])))
-        content["status"] = _joint_status([each["status"] for each in shares.values()], count)
-        content["started"] = min(each["started"] for each in shares.values())
-        content["ended"] = max(each["ended"] for each in shares.values())
-        first, last = (datetime.fromisoformat(content[name]) for name in ("started", "ended"))
-        content["seconds"] = (last - first).total_seconds()
-        write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def _join(path: Path, content: dict[str, Any], share: str) -> None:
+    """Change the record of one share into that of all that are there."""
+    count = int(share.split("/")[1])
+    shares = _shares_before(path, content["config_digest"], count)
+    shares[share] = {
+        name: content[name] for name in ("status", "host", "started", "ended", "error") if name in content
+    }
+    content["shares"] = dict(sorted(shares.items(), key=lambda each: int(each[0].split("/")[0])))
+    content["status"] = _joint_status([each["status"] for each in shares.values()], count)
+    content["started"] = min(each["started"] for each in shares.values())
+    content["ended"] = max(each["ended"] for each in shares.values())
+    first, last = (datetime.fromisoformat(content[name]) for name in ("started", "ended"))
+    content["seconds"] = (last - first).total_seconds()
 
 
 def _shares_before(path: Path, digest: str, count: int) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
 from wsi_mil import config as configs
 from wsi_mil import manifest, parallel, store, tissue
@@ -23,7 +24,7 @@ from wsi_mil.tile import quality
 from wsi_mil.tile.grid import Tiling, annotations_path, tile_slide
 from wsi_mil.tile.pixels import archive_path, write_pixels
 from wsi_mil.tile.preview import draw_preview
-from wsi_mil.tile.sheet import write_sheet
+from wsi_mil.tile.sheet import card_of, write_sheet
 
 _COLUMNS = (
     "slide_id", "status", "seconds", "patches", "tissue", "tissue_fraction", "tissue_mm2",
@@ -49,7 +50,9 @@ def run(config: TileConfig) -> StageResult:
     with contextlib.ExitStack() as stack:
         for each in runs:
             store.sweep(each / "patches")
-        records = [stack.enter_context(store.stage_record(each, "tile", runs[each])) for each in runs]
+        for each in runs:
+            totals = functools.partial(_totals, each)
+            stack.enter_context(store.stage_record(each, "tile", runs[each], totals))
         _refuse_stale(entries, config)
         _name_others(all_entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
@@ -60,13 +63,21 @@ def run(config: TileConfig) -> StageResult:
             for each in runs:
                 store.sweep(each / "patches")
         slide_ids = [entry.slide_id for entry in all_entries]
-        for each, record in zip(runs, records, strict=True):
-            table = each / "tile" / "slides.csv"
-            rows = store.write_rows(table, _COLUMNS, (outcome.row() for outcome in outcomes), slide_ids)
-            record["slides"] = len(rows)
-            record["patches"] = sum(int(str(row.get("patches") or 0)) for row in rows)
-        write_sheet(folder, outcomes)
+        for each in runs:
+            store.write_rows(_table(each), _COLUMNS, (outcome.row() for outcome in outcomes), slide_ids)
+        cards = {each.slide_id: each.facts["card"] for each in outcomes if "card" in each.facts}
+        write_sheet(folder, _table(config.run), cards)
     return StageResult(stage="tile", output=folder, outcomes=outcomes)
+
+
+def _table(run: Path) -> Path:
+    return run / "tile" / "slides.csv"
+
+
+def _totals(run: Path) -> dict[str, int]:
+    """Return what the stage's record says of all slides, those of other shares too."""
+    rows = store.read_csv(_table(run))
+    return {"slides": len(rows), "patches": sum(int(row["patches"] or 0) for row in rows)}
 
 
 def _entries(config: TileConfig) -> list[SlideEntry]:
@@ -166,24 +177,30 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
         enlarged = is_enlarged(config.mpp, slide.mpp_l0)
         note = f"enlarged from {slide.mpp_l0:g} um per pixel, which adds no detail" if enlarged else ""
         note = "; ".join(filter(None, [slide.note, note]))
+        picture = None
         if done and not context:
             patches = store.read_patches(path)
         else:
-            patches = _write_one(path, tile_slide(slide, config, entry.slide_id), config, record)
+            tiling = tile_slide(slide, config, entry.slide_id)
+            picture = draw_preview(tiling)
+            patches = _write_one(path, tiling, picture, config, record)
         if config.save_patches != "none":
             _, missing = write_pixels(_archive(config, entry), slide, patches, config.save_patches)
             if missing:
                 note = "; ".join(filter(None, [note, f"{missing} patches cannot be read and were not saved"]))
-    return _facts(patches, note)
+    facts = _facts(patches, note)
+    return facts if picture is None else facts | {"card": card_of(patches, picture)}
 
 
 def _archive(config: TileConfig, entry: SlideEntry) -> Path:
     return archive_path(config.run, entry.slide_id, config.save_patches)
 
 
-def _write_one(path: Path, tiling: Tiling, config: TileConfig, record: dict[str, Any]) -> store.Patches:
+def _write_one(
+    path: Path, tiling: Tiling, picture: NDArray[np.uint8], config: TileConfig, record: dict[str, Any]
+) -> store.Patches:
     """Write what was found on a slide; the patches last, because their presence says that it is done."""
-    preview = cv2.cvtColor(draw_preview(tiling), cv2.COLOR_RGB2BGR)
+    preview = cv2.cvtColor(picture, cv2.COLOR_RGB2BGR)
     with store.atomic_file(path.with_suffix(".jpg")) as temporary:
         temporary.write_bytes(cv2.imencode(".jpg", preview, [cv2.IMWRITE_JPEG_QUALITY, 88])[1].tobytes())
     plan = tiling.patches.geometry

@@ -5,17 +5,19 @@ tissue, patches, or what is odd about a slide. What it flags are questions to a 
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import jinja2
+import numpy as np
+from numpy.typing import NDArray
 
 from wsi_mil import store
 from wsi_mil.errors import FormatError
-from wsi_mil.parallel import Outcome, cpu_count
+from wsi_mil.parallel import cpu_count
 from wsi_mil.tile import quality
 from wsi_mil.tile.preview import PATCH_RGB, REASON_RGB
 
@@ -32,24 +34,54 @@ class Card:
     """A slide on the page. ``picture`` is a data URI or empty; ``flags`` what a person should look at."""
 
     slide_id: str
-    status: str
-    reason: str
     picture: str
-    preview: str
-    patches: int
-    tissue_mm2: float
-    tissue: str
-    mpp: str
-    removed: str
-    flags: list[str]
+    patches: int = 0
+    tissue_mm2: float = 0.0
+    tissue: str = ""
+    mpp: str = ""
+    removed: str = ""
+    flags: Sequence[str] = ()
+    status: str = "not in this call"
+    reason: str = ""
 
 
-def write_sheet(folder: Path, outcomes: Sequence[Outcome]) -> Path:
-    """Write the page of all slides in ``folder`` (RUN/patches) and of those that failed; return its path."""
-    status = {each.slide_id: each for each in outcomes}
-    ids = {path.stem for path in folder.glob("*.h5")} | set(status)
-    with ThreadPoolExecutor(cpu_count()) as threads:  # thousands of pictures are decoded here
-        cards = list(threads.map(lambda each: _card(folder, each, status.get(each)), sorted(ids)))
+def card_of(patches: store.Patches, preview: NDArray[np.uint8] | None) -> Card:
+    """Return a slide's card, but for its status.
+
+    ``preview`` is its picture, shape (height, width, 3), RGB. Whoever drew it makes the card: to do it for
+    every slide at the end is what a folder of thousands would wait for.
+    """
+    notes = patches.notes
+    removed = {name: count for name, count in notes.get("removed", {}).items() if count}
+    return Card(
+        slide_id=patches.slide_id,
+        picture=_data_uri(preview),
+        patches=len(patches.coords),
+        tissue_mm2=float(notes.get("tissue_mm2", 0.0)),
+        tissue=str(notes.get("tissue", "")),
+        mpp=f"{patches.geometry.mpp_l0:.4g} ({patches.mpp_source})",
+        removed=", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in removed.items()),
+        flags=_flags(patches),
+    )
+
+
+def write_sheet(folder: Path, table: Path, cards: Mapping[str, Card]) -> Path:
+    """Write the page of all slides that are in ``folder`` (RUN/patches) or in the stage's table.
+
+    ``cards`` are those that this call made; others are made of the files. Of shares that end side by side
+    the last to write has seen the files of all.
+    """
+    path = folder / "contact_sheet.html"
+    with store.alone(table.with_name(path.name)):  # the lock lies beside the table, not among the patches
+        rows = {row["slide_id"]: row for row in store.read_csv(table)}
+        ids = sorted({each.stem for each in folder.glob("*.h5")} | set(rows))
+        with ThreadPoolExecutor(cpu_count()) as threads:  # thousands of pictures may have to be decoded
+            known = list(threads.map(lambda each: cards.get(each) or _card_in(folder, each), ids))
+        _write(path, [_with_status(card, rows.get(card.slide_id)) for card in known])
+    return path
+
+
+def _write(path: Path, cards: Sequence[Card]) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -60,41 +92,29 @@ def write_sheet(folder: Path, outcomes: Sequence[Outcome]) -> Path:
     legend = [("kept", PATCH_RGB), *((_WORDS[name], colour) for name, colour in REASON_RGB.items())]
     page = environment.get_template(_TEMPLATE).render(
         cards=cards, legend=legend, patches=sum(card.patches for card in cards),
-        flagged=sum(bool(card.flags) for card in cards), run=folder.parent.name,
+        flagged=sum(bool(card.flags) for card in cards), run=path.parents[1].name,
     )  # fmt: skip
-    path = folder / "contact_sheet.html"
     store.write_text(path, page)
-    return path
 
 
-def _card(folder: Path, slide_id: str, outcome: Outcome | None) -> Card:
-    status = outcome.status if outcome else "not in this call"
-    reason = outcome.reason or str(outcome.facts.get("reason", "")) if outcome else ""
-    picture = _picture(folder / f"{slide_id}.jpg")
-    preview = f"{slide_id}.jpg" if picture else ""
+def _card_in(folder: Path, slide_id: str) -> Card:
+    """Return the card of a slide by its files, or one that says that it has none."""
+    preview = _preview(folder / f"{slide_id}.jpg")
     try:
-        patches = store.read_patches(folder / f"{slide_id}.h5")
+        return card_of(store.read_patches(folder / f"{slide_id}.h5"), preview)
     except FormatError as error:
-        flags = ["failed" if status == "failed" else "unreadable"]
-        return Card(slide_id, status, reason or str(error), picture, preview, 0, 0.0, "", "", "", flags)
-    notes = patches.notes
-    removed = {name: count for name, count in notes.get("removed", {}).items() if count}
-    return Card(
-        slide_id=slide_id,
-        status=status,
-        reason=reason,
-        picture=picture,
-        preview=preview,
-        patches=len(patches.coords),
-        tissue_mm2=float(notes.get("tissue_mm2", 0.0)),
-        tissue=str(notes.get("tissue", "")),
-        mpp=f"{patches.geometry.mpp_l0:.4g} ({patches.mpp_source})",
-        removed=", ".join(f"{count} {_WORDS.get(name, name)}" for name, count in removed.items()),
-        flags=_flags(patches, status),
-    )
+        return Card(slide_id, _data_uri(preview), flags=["unreadable"], reason=str(error))
 
 
-def _flags(patches: store.Patches, status: str) -> list[str]:
+def _with_status(card: Card, row: Mapping[str, str] | None) -> Card:
+    """Return a card with what the stage's table says of the slide."""
+    if row is None:
+        return card
+    flags = ["failed"] if row["status"] == "failed" else card.flags
+    return replace(card, status=row["status"], reason=row["reason"] or card.reason, flags=flags)
+
+
+def _flags(patches: store.Patches) -> list[str]:
     """Return what is odd about a slide, in words."""
     notes, count = patches.notes, len(patches.coords)
     fraction = float(notes.get("tissue_fraction", 0.5))
@@ -102,7 +122,6 @@ def _flags(patches: store.Patches, status: str) -> list[str]:
     focus = patches.quality.get("focus")
     lost = sum(removed.get(name, 0) for name in ("pen", "focus"))
     found = (
-        (status == "failed", "failed"),
         (count == 0, "no patches"),
         (0 < fraction < _LITTLE_TISSUE, "little tissue"),
         (fraction > _MUCH_TISSUE, "all tissue"),
@@ -115,16 +134,21 @@ def _flags(patches: store.Patches, status: str) -> list[str]:
     return [words for is_so, words in found if is_so]
 
 
-def _picture(path: Path) -> str:
-    """Return a preview as a small JPEG in a data URI; empty where there is none."""
+def _preview(path: Path) -> NDArray[np.uint8] | None:
+    """Read a preview, RGB, at half its size where that is enough: a third of the time."""
     if not path.is_file():
-        return ""
-    image = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)  # half the size in a third of the time
+        return None
+    image = cv2.imread(str(path), cv2.IMREAD_REDUCED_COLOR_2)
     if image is not None and max(image.shape[:2]) < _PICTURE_PX:
         image = cv2.imread(str(path))
-    if image is None:
+    return None if image is None else np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
+
+
+def _data_uri(preview: NDArray[np.uint8] | None) -> str:
+    """Return a picture as a small JPEG in a data URI; empty where there is none."""
+    if preview is None:
         return ""
-    scale = min(1.0, _PICTURE_PX / max(image.shape[:2]))
-    small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
-    jpeg = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 80])[1].tobytes()
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    scale = min(1.0, _PICTURE_PX / max(preview.shape[:2]))
+    small = cv2.resize(preview, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    coded = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 80])[1]
+    return "data:image/jpeg;base64," + base64.b64encode(coded.tobytes()).decode()
