@@ -126,7 +126,9 @@ def large(folder: Path) -> None:
     from wsi_mil.tile.run import _write_one  # noqa: PLC0415
 
     record = tiling.patches.record | {"slide_fingerprint": "none"}
-    patches = _write_one(folder / "run" / "patches" / "large.h5", tiling, config, record)
+    patches = _write_one(
+        folder / "run" / "patches" / "large.h5", tiling, tile.draw_preview(tiling), config, record
+    )
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
     peak = _gib("VmHWM")
     start = time.process_time()
