@@ -8,7 +8,7 @@ import wsi_mil
 ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"config", "geometry", "metrics", "colours"},
+    {"config", "geometry", "metrics", "colours", "memory"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
     {"tile", "embed", "train", "predict", "verify", "exchange", "catalog", "inspect"},

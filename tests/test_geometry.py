@@ -77,6 +77,13 @@ def test_box_means_agree_with_counting_subpixels(data):
     assert geometry.box_means(raster, boxes)[0] == pytest.approx(inside, abs=1e-3)
 
 
+def test_box_means_of_a_raster_whose_sum_needs_more_than_32_bits():
+    raster = np.full((3000, 3000), 255, np.uint8)
+    raster[-1, -1] = 0
+    boxes = np.array([[0.0, 0.0, 3000.0, 3000.0], [2998.0, 2998.0, 3000.0, 3000.0]])
+    assert geometry.box_means(raster, boxes).tolist() == pytest.approx([255, 255 * 3 / 4], abs=1e-4)
+
+
 def test_boxes_span_the_raster_exactly():
     p = plan(width_l0=1000, height_l0=500, mpp_l0=0.5, patch_px=500)
     boxes = geometry.boxes_rc(geometry.grid_l0(p), p, (63, 125))

@@ -4,11 +4,14 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks.drawn_slides import PENS
 from tests.conftest import GLASS, draw_slide
 from wsi_mil.slide import open_slide
 from wsi_mil.tissue import find_tissue, outlines_l0, to_geojson
+from wsi_mil.tissue.mask import drop_pieces, fill_holes
 
 MPP = 8.0
 SIZES = {"min_area_um2": 10_000.0, "max_hole_um2": 10_000.0}
@@ -22,6 +25,31 @@ def test_a_rectangle_is_found_to_a_pixel():
     found = tissue.mask > 0
     assert 2 * (found & expected).sum() / (found.sum() + expected.sum()) > 0.98
     assert tissue.fraction == pytest.approx(100 * 70 / 150 / 200, rel=0.04)
+
+
+@given(st.data())
+def test_small_pieces_and_holes_are_those_that_labelling_every_pixel_counts(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 10**6)))
+    shape = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 40))
+    mask = np.where(rng.random(shape) < data.draw(st.floats(0.02, 0.98)), np.uint8(255), np.uint8(0))
+    if data.draw(st.booleans()):  # whole pieces with pieces in their holes, instead of noise
+        mask = np.ascontiguousarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8)))
+    least = data.draw(st.integers(1, 60))
+    before = mask.copy()
+    assert (drop_pieces(mask, least) == without_small(mask, least, 8, border_counts=True)).all()
+    assert (fill_holes(mask, least) == 255 - without_small(255 - mask, least, 4, border_counts=False)).all()
+    assert (mask == before).all(), "the mask that came in is not touched"
+
+
+def without_small(mask, least, connectivity, border_counts):
+    """Return the mask without pieces of fewer than ``least`` pixels; of those at the border if they count."""
+    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
+    at_border = set(np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]]).tolist())
+    small = [
+        piece for piece in range(1, count)
+        if stats[piece, cv2.CC_STAT_AREA] < least and (border_counts or piece not in at_border)
+    ]  # fmt: skip
+    return np.where(np.isin(labels, small), np.uint8(0), mask)
 
 
 def test_large_holes_stay_and_small_ones_are_filled():

@@ -1,12 +1,10 @@
-"""Which torch device a flag means, whether it is fast at bf16, and memory that is kept for it.
+"""Which torch device a flag means, and whether it is fast at bf16.
 
 Comes in: "auto", "cpu", "cuda:1", ... Goes out: a device that works here, or an error.
 """
 
-import ctypes
 import functools
 import math
-import platform
 import time
 from pathlib import Path
 
@@ -18,8 +16,6 @@ _COMPARED = (torch.float32, torch.bfloat16)
 _ROUNDS = 8
 _WORTH = 1.25
 """So many times as fast must bf16 be: between 0.5 and 2 no CPU is known, and casts cost something."""
-
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,21 +65,6 @@ def bf16_gain() -> float:
     finally:
         torch.set_num_threads(threads)
     return seconds[0] / seconds[1]
-
-
-def keep_memory() -> None:
-    """Tell the C library to keep freed memory of this process instead of giving it back to the system.
-
-    The activations of a network are tens of MiB each; glibc returns such pieces to the system at once, and
-    the next layer pays for fresh pages: half of the time of ResNet-50 in batches of 32 and more, a
-    twenty-fifth of a training on features. Only on glibc.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    libc = ctypes.CDLL(None)
-    libc.mallopt(_M_MMAP_MAX, 0)
-    libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
-    libc.mallopt(_M_TOP_PAD, 64 << 20)
 
 
 def _cpu_flags() -> set[str]:

@@ -207,7 +207,8 @@ def box_means(raster: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[
     Boxes have fractional edges; parts outside the raster count as 0. One integral image serves all boxes:
     between its grid points it is bilinear, because the raster is constant within a pixel.
     """
-    integral = np.asarray(cv2.integral(raster, sdepth=cv2.CV_64F))  # sums of whole numbers: exact
+    depth = cv2.CV_32S if 255 * raster.size < 2**31 else cv2.CV_64F  # sums of whole numbers: exact in both
+    integral = np.asarray(cv2.integral(raster, sdepth=depth))
 
     def at(y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[np.float64]:
         y, x = np.clip(y, 0, raster.shape[0]), np.clip(x, 0, raster.shape[1])

@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from wsi_mil.device import keep_memory
 from wsi_mil.embed.precision import in_precision
 from wsi_mil.encoders import Encoder
 from wsi_mil.errors import ConfigError
+from wsi_mil.memory import keep_memory
 
 _ON_THEIR_WAY = 2  # batches that the device has before the first of them is waited for
 

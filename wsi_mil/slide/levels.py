@@ -49,9 +49,10 @@ def is_averaged(slide: "Slide", level: int, picture: NDArray[np.uint8], read: "R
 
 def _places_of_detail(picture: NDArray[np.uint8]) -> list[tuple[float, float]]:
     """Return the centres of the places with most detail, as parts of the width and of the height."""
-    picture = np.ascontiguousarray(picture[::2, ::2])  # enough to tell tissue from glass
-    height, width = picture.shape[:2]
-    grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
+    height, width = (max(1, side // 2) for side in picture.shape[:2])  # enough to tell tissue from glass
+    grey = cv2.cvtColor(
+        cv2.resize(picture, (width, height), interpolation=cv2.INTER_NEAREST), cv2.COLOR_RGB2GRAY
+    )
     detail = np.abs(np.asarray(cv2.Laplacian(grey, cv2.CV_16S)))
     side = max(3, min(height, width, _SIDE))
     sums = np.asarray(cv2.boxFilter(detail.astype(np.float32), -1, (side, side)))

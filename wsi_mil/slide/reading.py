@@ -196,14 +196,14 @@ class Slide:
         if whole:
             factor = round(ratios[0]), round(ratios[1])
             x, y = round(left), round(top)
-            pixels = Image.fromarray(read(level, x, y, size[0] * factor[0], size[1] * factor[1]))
-            return np.asarray(pixels if factor == (1, 1) else pixels.reduce(factor))
+            pixels = read(level, x, y, size[0] * factor[0], size[1] * factor[1])
+            return pixels if factor == (1, 1) else np.asarray(Image.fromarray(pixels).reduce(factor))
         margin_x, margin_y = (math.ceil(beyond * max(ratio, 1)) for ratio in ratios)
         x, y = math.floor(left) - margin_x, math.floor(top) - margin_y
         width, height = math.ceil(right) + margin_x - x, math.ceil(bottom) + margin_y - y
-        pixels = Image.fromarray(read(level, x, y, width, height))
+        picture = Image.fromarray(read(level, x, y, width, height))
         inner = (left - x, top - y, right - x, bottom - y)
-        return np.asarray(pixels.resize(size, Image.Resampling.BICUBIC, box=inner, reducing_gap=3))
+        return np.asarray(picture.resize(size, Image.Resampling.BICUBIC, box=inner, reducing_gap=3))
 
     def read_level(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return (height, width, 3) RGB of whole pixels of a level; outside the level is background.

@@ -108,7 +108,7 @@ def tile_picture(
             "threshold": found.threshold,
             "tissue_mm2": round(area_l0 * slide.mpp_l0**2 * _MM2, 4),
             "tissue_fraction": round(found.fraction, 4),
-            "pen_fraction": round(float(np.mean(found.pen > 0)), 4),
+            "pen_fraction": round(cv2.countNonZero(found.pen) / found.pen.size, 4),
             "removed": removed,
         }
         | ({"note": note} if note else {}),

@@ -29,9 +29,12 @@ def draw_preview(tiling: Tiling) -> NDArray[np.uint8]:
     boxes = np.rint(geometry.boxes_rc(tiling.rejected.coords, plan, (height, width))).astype(int)
     for reason, colour in REASON_RGB.items():
         _mark(shade, boxes[tiling.rejected.reason == reason], colour, crossed=reason != "sample")
-    kept = np.rint(geometry.boxes_rc(tiling.patches.coords, plan, (height, width))).astype(int)
-    for top, left, bottom, right in kept.tolist():
-        cv2.rectangle(shade, (left, top), (right - 1, bottom - 1), PATCH_RGB, _stroke(right - left))
+    kept = np.rint(geometry.boxes_rc(tiling.patches.coords, plan, (height, width))).astype(np.int32)
+    if len(kept):
+        top, left, bottom, right = kept.T - np.array([[0], [0], [1], [1]], np.int32)
+        frames = np.stack([left, top, right, top, right, bottom, left, bottom], axis=1).reshape(-1, 4, 2)
+        stroke = _stroke(round(float(np.mean(right - left))) + 1)
+        cv2.polylines(shade, list(frames), isClosed=True, color=PATCH_RGB, thickness=stroke)
     canvas = np.asarray(cv2.addWeighted(shade, 0.6, tiling.picture, 0.4, 0), dtype=np.uint8)
     contours, _ = cv2.findContours(tiling.tissue.mask, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
     scale = np.array([width, height]) / tiling.tissue.mask.shape[::-1]

@@ -15,6 +15,7 @@ from wsi_mil import blocks, geometry
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.slide import Slide
 from wsi_mil.tissue import Tissue
+from wsi_mil.tissue.mask import above, extremes
 
 REASONS = ("tissue", "pen", "focus")
 """Why a patch is left out, in the order in which it is asked: too little tissue, too much pen, blurred."""
@@ -41,23 +42,20 @@ def of_thumbnail(
     ``pen_fraction``, ``whiteness`` and ``blackness`` are parts of a patch's area: ink, no channel below
     ``WHITE``, no channel above ``BLACK``. ``saturation`` is the mean of (max - min) / max, 0 to 1.
     """
-    channels = cv2.split(thumbnail)
-    highest = np.asarray(cv2.max(cv2.max(channels[0], channels[1]), channels[2]), dtype=np.uint8)
-    lowest = np.asarray(cv2.min(cv2.min(channels[0], channels[1]), channels[2]), dtype=np.uint8)
-    spread = np.asarray(cv2.subtract(highest, lowest), dtype=np.uint8)
-    saturation = np.asarray(cv2.divide(spread, np.maximum(highest, 1), scale=255), dtype=np.uint8)
+    highest, lowest = extremes(thumbnail)
+    saturation = cv2.divide(cv2.subtract(highest, lowest), highest, scale=255)  # black has none: x / 0 is 0
     rasters = {
         "pen_fraction": tissue.pen,
-        "saturation": saturation,
-        "whiteness": np.where(lowest >= WHITE, np.uint8(255), np.uint8(0)),
-        "blackness": np.where(highest <= BLACK, np.uint8(255), np.uint8(0)),
+        "saturation": np.asarray(saturation, dtype=np.uint8),
+        "whiteness": above(lowest, WHITE - 1),
+        "blackness": ~above(highest, BLACK),
     }
     return {name: fractions(raster, boxes) for name, raster in rasters.items()}
 
 
 def fractions(raster: NDArray[np.uint8], boxes: NDArray[np.float64]) -> NDArray[np.float32]:
     """Return the means of a raster of 0 to 255 in boxes, as 0 to 1."""
-    if not raster.any():
+    if not cv2.countNonZero(raster):
         return np.zeros(len(boxes), np.float32)
     return (geometry.box_means(raster, boxes) / 255).astype(np.float32)
 

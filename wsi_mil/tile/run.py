@@ -18,6 +18,7 @@ from wsi_mil.config import TileConfig
 from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.geometry import is_enlarged
 from wsi_mil.manifest import SlideEntry
+from wsi_mil.memory import keep_memory
 from wsi_mil.parallel import StageResult, console
 from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series, fingerprint, open_slide
 from wsi_mil.tile import quality
@@ -173,6 +174,7 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     if done and not wanted and all(each.exists() for each in context):
         return None
     cv2.setNumThreads(1)  # slides are what runs side by side
+    keep_memory()
     with open_slide(entry.path, config.reader, config.slide_mpp, config.icc) as slide:
         enlarged = is_enlarged(config.mpp, slide.mpp_l0)
         note = f"enlarged from {slide.mpp_l0:g} um per pixel, which adds no detail" if enlarged else ""

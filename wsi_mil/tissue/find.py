@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from wsi_mil.tissue.fluorescence import by_light, is_dark
 from wsi_mil.tissue.hed import by_density
-from wsi_mil.tissue.mask import Mask, Tissue, clean, disc
+from wsi_mil.tissue.mask import Mask, Tissue, above, clean, disc
 from wsi_mil.tissue.otsu import by_otsu
 from wsi_mil.tissue.pen import find_ink, without_halo
 
@@ -52,12 +52,12 @@ def find_tissue(
     tissue = done(by_otsu(thumbnail, mpp, ink), "otsu")
     if kind == "auto":
         # Faint thresholds widen every edge; what lies beyond is tissue that Otsu's threshold passed over.
-        most = _FAINT * np.count_nonzero(tissue.mask)
+        most = _FAINT * cv2.countNonZero(tissue.mask)
         small, its_ink, its_mask = (_halved(each) for each in (thumbnail, ink, tissue.mask))
         if 4 * _beyond(small, its_ink, its_mask, 2 * mpp) > most / 4:  # worth a closer look
             faint = done(by_density(thumbnail, mpp, ink), "hed")
             near = np.asarray(cv2.dilate(tissue.mask, disc(_EDGE_UM / mpp)), dtype=np.uint8)
-            if np.count_nonzero(faint.mask & ~near) > most:
+            if cv2.countNonZero(faint.mask & ~near) > most:
                 return faint
     return tissue
 
@@ -65,11 +65,11 @@ def find_tissue(
 def _beyond(thumbnail: NDArray[np.uint8], ink: Mask, mask: Mask, mpp: float) -> int:
     """Return how many pixels of stain lie off the edges of a mask, before any gap is closed."""
     near = np.asarray(cv2.dilate(mask, disc(_EDGE_UM / mpp)), dtype=np.uint8)
-    return int(np.count_nonzero(by_density(thumbnail, mpp, ink)[0] & ~near))
+    return cv2.countNonZero(by_density(thumbnail, mpp, ink)[0] & ~near)
 
 
 def _halved(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return a picture of half the size, colours averaged; a mask is set where any of its pixels is."""
     size = max(1, picture.shape[1] // 2), max(1, picture.shape[0] // 2)
     small = np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), dtype=np.uint8)
-    return small if picture.ndim == 3 else np.where(small > 0, np.uint8(255), np.uint8(0))
+    return small if picture.ndim == 3 else above(small, 0)

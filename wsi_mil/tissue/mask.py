@@ -1,5 +1,6 @@
 """A tissue mask and what is done to it, whatever found the tissue."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,14 +28,13 @@ class Tissue:
     @property
     def fraction(self) -> float:
         """Part of the slide's area that is tissue."""
-        return float(np.mean(self.mask > 0))
+        return cv2.countNonZero(self.mask) / self.mask.size
 
 
 def clean(mask: Mask, mpp: float, *, min_area_um2: float, max_hole_um2: float, closing_um: float) -> Mask:
     """Return a mask, its gaps below twice ``closing_um`` closed, without small pieces and small holes."""
     closed = np.asarray(cv2.morphologyEx(mask, cv2.MORPH_CLOSE, disc(closing_um / mpp)), dtype=np.uint8)
-    large = drop_small(closed, min_area_um2 / mpp**2)
-    return 255 - drop_small(255 - large, max_hole_um2 / mpp**2, connectivity=4, keep_at_border=True)
+    return fill_holes(drop_pieces(closed, min_area_um2 / mpp**2), max_hole_um2 / mpp**2)
 
 
 def disc(radius_px: float) -> NDArray[np.uint8]:
@@ -43,19 +43,56 @@ def disc(radius_px: float) -> NDArray[np.uint8]:
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side)), dtype=np.uint8)
 
 
-def drop_small(mask: Mask, min_pixels: float, connectivity: int = 8, keep_at_border: bool = False) -> Mask:
-    """Return the mask without its connected pieces of fewer than ``min_pixels`` pixels."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=connectivity)
-    drop = stats[:, cv2.CC_STAT_AREA] < min_pixels
-    if keep_at_border:  # a bay that opens to the slide's border is background, however small
-        border = np.concatenate([labels[0], labels[-1], labels[:, 0], labels[:, -1]])
-        drop[np.unique(border)] = False
-    drop[0] = False
-    left, rest = np.array(mask), np.flatnonzero(drop).tolist()
-    for piece, (x, y, width, height, _) in zip(rest, stats[rest].tolist(), strict=True):
-        box = np.s_[y : y + height, x : x + width]  # small, as the piece is
-        left[box][labels[box] == piece] = 0
+def drop_pieces(mask: Mask, min_pixels: float) -> Mask:
+    """Return the mask without its pieces (8-connected) of fewer than ``min_pixels`` pixels."""
+    left = mask.copy()
+    outlines, pixels, is_hole = _regions(mask)
+    for index in np.flatnonzero(~is_hole & (pixels < min_pixels)).tolist():
+        _flood(left, outlines[index], outlines[index][0, 0], 0, connectivity=8)
     return left
+
+
+def fill_holes(mask: Mask, min_pixels: float) -> Mask:
+    """Return the mask without its holes (4-connected) of fewer than ``min_pixels`` pixels.
+
+    A bay that opens to the slide's border is no hole, however small.
+    """
+    left = mask.copy()
+    outlines, pixels, is_hole = _regions(mask)
+    for index in np.flatnonzero(is_hole & (pixels < min_pixels)).tolist():
+        # The outline runs through the pixels around the hole, and begins at the left of one of its own.
+        _flood(left, outlines[index], outlines[index][0, 0] + (1, 0), 255, connectivity=4)
+    return left
+
+
+def _regions(mask: Mask) -> tuple[Sequence[NDArray[Any]], NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the outlines of pieces and holes, the pixels of each, and which are holes.
+
+    Pixels are counted by Pick's theorem: a polygon through pixel centres, of area A and with B steps from
+    pixel to pixel, holds A + B / 2 + 1 of them, and A - B / 2 + 1 inside of itself. A piece lacks its holes,
+    and a hole the pieces in it. Labelling all pixels to count them takes twenty times as long on smooth
+    tissue.
+    """
+    outlines, tree = cv2.findContours(mask, cv2.RETR_TREE, cv2.CHAIN_APPROX_NONE)
+    if not outlines:
+        return [], np.empty(0), np.empty(0, bool)
+    parents: list[int] = tree[0][:, 3].tolist()
+    is_hole = np.zeros(len(outlines), bool)
+    pixels, enclosed = np.empty(len(outlines)), np.zeros(len(outlines))
+    for index, (outline, parent) in enumerate(zip(outlines, parents, strict=True)):  # a parent comes first
+        is_hole[index] = parent >= 0 and not is_hole[parent]
+        half = len(outline) / 2 if len(outline) > 1 else 0.0
+        pixels[index] = cv2.contourArea(outline) + (1 - half if is_hole[index] else 1 + half)
+        if parent >= 0:
+            enclosed[parent] += pixels[index]
+    return outlines, pixels - enclosed, is_hole
+
+
+def _flood(mask: Mask, outline: NDArray[Any], seed_xy: NDArray[Any], value: int, connectivity: int) -> None:
+    """Paint what is connected to a pixel, and lies within the box of ``outline``."""
+    x, y, width, height = cv2.boundingRect(outline)
+    seed = int(seed_xy[0]) - x, int(seed_xy[1]) - y
+    cv2.floodFill(mask[y : y + height, x : x + width], None, seed, value, flags=connectivity)
 
 
 def picked(labels: Any, keep: NDArray[np.bool_]) -> Mask:

@@ -42,9 +42,15 @@ def to_geojson(outlines: shapely.MultiPolygon) -> str:
     features = [
         {
             "type": "Feature",
-            "geometry": json.loads(shapely.to_geojson(shapely.set_precision(polygon, 1))),
+            "geometry": json.loads(shapely.to_geojson(_on_pixels(polygon))),
             "properties": {"objectType": "annotation", "classification": {"name": "Tissue"}},
         }
         for polygon in outlines.geoms
     ]
     return json.dumps({"type": "FeatureCollection", "features": features})
+
+
+def _on_pixels(polygon: shapely.Polygon) -> shapely.Polygon:
+    """Return a polygon with whole numbers for coordinates, and valid with them."""
+    rounded = shapely.transform(polygon, np.rint)
+    return rounded if rounded.is_valid else shapely.set_precision(polygon, 1)

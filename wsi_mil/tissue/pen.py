@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_mil.tissue.mask import Mask, blur, disc, drop_small, extremes, picked
+from wsi_mil.tissue.mask import Mask, blur, disc, drop_pieces, extremes, picked
 
 WIDTH_UM = 80.0
 _MARGIN_UM = 8.0
@@ -36,7 +36,7 @@ def find_ink(thumbnail: NDArray[np.uint8], mpp: float) -> Mask:
     ink |= _mixed(smooth, ink, mpp)
     ink = np.asarray(cv2.morphologyEx(ink, cv2.MORPH_CLOSE, disc(WIDTH_UM / 2 / mpp)), dtype=np.uint8)
     ink = _strokes(ink, mpp)
-    ink = drop_small(ink, _MIN_AREA_UM2 / mpp**2)
+    ink = drop_pieces(ink, _MIN_AREA_UM2 / mpp**2)
     return np.asarray(cv2.dilate(ink, disc(_MARGIN_UM / mpp)), dtype=np.uint8)
 
 

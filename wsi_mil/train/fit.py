@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from wsi_mil import models
 from wsi_mil.config import TrainConfig
-from wsi_mil.device import bf16_is_fast, keep_memory
+from wsi_mil.device import bf16_is_fast
+from wsi_mil.memory import keep_memory
 from wsi_mil.models import Front, MilModel
 from wsi_mil.train.networks import Job, Memory, Trained, Training, batch_size
 from wsi_mil.train.patches import Augment, Indices, Patches
