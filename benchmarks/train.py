@@ -5,8 +5,8 @@
 60 drawn bags of 1,500 to 6,000 x 1,024 features (``train_cohort``), the same network everywhere
 (``train_contenders``). The baselines are tuned first (threads, loader workers, kind of file and batch by
 speed; learning rate by the AUROC on the bags that are scored, which flatters whoever is tuned) and are shown
-at their own defaults and at their best; of ours the rate is tuned in the same way, and it is shown at its
-default and at its best too. Patch dropout and bag sampling are off: every patch
+at their own defaults and at their best; of ours the rate and the initial weights are tuned in the same way,
+and it is shown at its default and at its best too. Patch dropout and bag sampling are off: every patch
 of every epoch goes through the network, and is counted there. Every contender runs in a process of its own,
 all of them in each round, one after the other; a ratio is taken within a round, and the table shows the
 median over the rounds and the middle half of them. Processor time is that of the contender's own process,
@@ -19,6 +19,7 @@ install pandas, which it needs), or it is left out, loudly.
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import platform
@@ -65,6 +66,9 @@ KNOBS: dict[str, list[Settings]] = {
 }
 """What is tried for speed, an epoch each."""
 
+STARTS: dict[str, list[Settings]] = {"ours": [{}, {"weights": "glorot"}]}
+"""Initial weights: ours have an attention that starts as the mean, the others have drawn ones."""
+
 OURS: dict[str, Settings] = {
     "wsi-mil": {"kind": "ours", "cold": False, "rate": 1e-3},
     "wsi-mil, cold": {"kind": "ours", "cold": True},
@@ -102,11 +106,12 @@ def tune(folder: Path, contenders: dict[str, Settings], epochs: int) -> dict[str
         best = defaults | max(speeds, key=lambda each: each[0])[1]
         if not defaults.get("cold"):  # the same numbers as warm
             scores = []
-            for rate in RATES:
-                settings = best | {"rate": rate, "epochs": epochs, "seed": SEED_OF_TUNING}
-                scores.append((apart(folder, settings)["auroc"], rate))
-                print(f"tuning {name}: rate {rate}: AUROC {scores[-1][0]:.3f}", flush=True)
-            best["rate"] = max(scores, key=lambda each: each[0])[1]
+            for start, rate in itertools.product(STARTS.get(defaults["kind"], [{}]), RATES):
+                tried = start | {"rate": rate}
+                settings = best | tried | {"epochs": epochs, "seed": SEED_OF_TUNING}
+                scores.append((apart(folder, settings)["auroc"], tried))
+                print(f"tuning {name}: {tried}: AUROC {scores[-1][0]:.3f}", flush=True)
+            best |= max(scores, key=lambda each: each[0])[1]
         tuned[name] = best
         kept.write_text(json.dumps(tuned, indent=2))
     return {name: tuned[name] for name in contenders}

@@ -259,7 +259,7 @@ def head_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
-    """``train.fit``'s parts on the packed memory map, at our defaults but for the rate.
+    """``train.fit``'s parts on the packed memory map, at our defaults but for the rate and initial weights.
 
     Standardisation is in the time. Packing is not: it is done once for a cohort, whatever is trained on it.
     """
@@ -281,11 +281,14 @@ def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
         cohort.warm(files)
     # torch imports its compiler with the first optimiser, which the others make before their time begins.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
+    head = head_of(config)
+    if weights := settings.get("weights"):
+        head["initial_weights"] = weights
     with Clock() as clock:
         patches = Patches(tensor_of(packed), [[each] for each in packed.ranges])
         jobs = make_jobs(patches, targets, everything, [nothing], task, settings["seed"])
-        trained = fit_jobs(patches, targets, jobs, head=head_of(config), config=config)
-    model = assemble(head_of(config), jobs, trained).model
+        trained = fit_jobs(patches, targets, jobs, head=head, config=config)
+    model = assemble(head, jobs, trained).model
 
     def score(x_ND: Tensor) -> float:
         logits_C = model.bag(x_ND).logits_BC[0]
