@@ -53,6 +53,32 @@ def test_min_tissue_0_keeps_the_whole_grid_of_a_slide_that_does_not_divide(make_
     assert patches.tissue_fraction.min() == 0
 
 
+def test_a_second_run_keeps_the_figures_of_every_slide(make_slide, tmp_path):
+    make_slide("a.tiff", width=768, height=512, tissue=((128, 128, 500, 400),))
+    make_slide("blank.tiff", width=768, height=512, tissue=())
+    make_slide("coarse.tiff", width=768, height=512, tissue=((0, 0, 768, 512),), mpp=1.0)
+    run = tmp_path / "run"
+    config = TileConfig(slides=tmp_path / "slides", run=run, allow_upsampling=True, workers=1)
+    tile.run(config)
+
+    def table_and_total():
+        rows = store.read_csv(run / "tile" / "slides.csv")
+        return {row.pop("slide_id"): row for row in rows}, store.read_stage(run, "tile")["patches"]
+
+    (first, total) = table_and_total()
+    assert "enlarged" in first["coarse"]["reason"]
+    assert "no tissue" in first["blank"]["reason"]
+    tile.run(config)
+    again, still = table_and_total()
+    assert {row["status"] for row in again.values()} == {"skipped"}
+    same = {name: row | {"status": "done", "seconds": first[name]["seconds"]} for name, row in again.items()}
+    assert same == first
+    assert still == total > 0
+    (run / "tile" / "slides.csv").unlink()  # as after a kill: what the files say is there all the same
+    tile.run(config)
+    assert table_and_total()[0]["a"]["patches"] == first["a"]["patches"]
+
+
 def test_run_writes_patches_preview_outline_and_records(make_slide, tmp_path):
     make_slide("a.svs")
     make_slide("blank.tiff", tissue=())

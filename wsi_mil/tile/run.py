@@ -19,7 +19,7 @@ from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.geometry import is_enlarged
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.memory import keep_memory
-from wsi_mil.parallel import StageResult, console
+from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series, fingerprint, open_slide
 from wsi_mil.tile import quality
 from wsi_mil.tile.grid import Tiling, annotations_path, tile_slide
@@ -161,7 +161,7 @@ def _cost(task: tuple[SlideEntry, TileConfig]) -> float:
     return float(bytes_on_disk(task[0].path))
 
 
-def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
+def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | Outcome:
     entry, config = task
     config = _for_slide(entry, config)
     path = store.patches_path(config.run, entry.slide_id)
@@ -172,7 +172,8 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | None:
     ]
     wanted = config.save_patches != "none" and not _archive(config, entry).exists()
     if done and not wanted and all(each.exists() for each in context):
-        return None
+        facts = _facts(store.read_patches(path), "")
+        return Outcome(slide_id=entry.slide_id, status="skipped", facts=facts)
     cv2.setNumThreads(1)  # slides are what runs side by side
     keep_memory()
     with open_slide(entry.path, config.reader, config.slide_mpp, config.icc) as slide:
