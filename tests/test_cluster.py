@@ -4,13 +4,16 @@ import contextlib
 import importlib.util
 import json
 import os
+import queue
 import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -39,6 +42,7 @@ from wsi_mil import embed, parallel, store, tile, verify
 from wsi_mil.config import ClusterConfig, EmbedConfig, TileConfig, VerifyConfig
 from wsi_mil.errors import ClusterError, ConfigError
 from wsi_mil.parallel import Place
+from wsi_mil.parallel.cluster import _Work
 
 ROOT = Path(__file__).parents[1]
 
@@ -496,3 +500,24 @@ def test_ctrl_c_ends_a_cluster_of_this_machine_without_a_word_more(tmp_path):
     assert "Traceback" not in err
     assert err.strip().endswith("interrupted; give the same command again to go on.")
     assert not [path for path in (tmp_path / "run").rglob("*") if ".tmp" in path.name]
+
+
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_question_to_workers_while_the_client_is_closed_is_no_crash(closes):
+    class Closing:
+        """A client that is closed between two lines of Dask's own ``run``."""
+
+        status, scheduler = "running", types.SimpleNamespace(identity=None)
+
+        def sync(self, _function, **_):
+            return {"workers": {"tcp://127.0.0.1:1": {"status": "paused"}}}
+
+        def run(self, *_, **__):
+            self.scheduler = None
+            self.status = "closing" if closes else "running"
+            return self.scheduler.broadcast
+
+    asking = object.__new__(_Work)
+    asking._client, asking._stop, asking._events = Closing(), threading.Event(), queue.SimpleQueue()
+    with contextlib.nullcontext() if closes else pytest.raises(AttributeError):
+        asking._look()

@@ -43,7 +43,7 @@ _GLANCE_S = 0.2  # how often all else is
 _SILENT_S = 30.0  # a scheduler that says nothing for so long is lost
 _CONNECT_S = 10.0
 _STILL_BORN = 4  # workers that die before their first slide while no other is at work
-_CLOSING = (CancelledError, NameError, RuntimeError)  # of Dask's own `sync` while the client is closed
+_CLOSING = (AttributeError, CancelledError, NameError, RuntimeError)  # by Dask while the client is closed
 _RESUME = "What is done is kept: give the command again to go on."
 
 _told: set[str] = set()  # schedulers whose dashboard was said
