@@ -66,7 +66,7 @@ def chromium(width: int = 1400, height: int = 900, *, touch: bool = False) -> It
     """Start a browser; the test is skipped, and says so, where there is none."""
     program, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver_program is None:
-        pytest.skip("no browser: apt-get install chromium chromium-driver")
+        pytest.skip("no browser (apt-get install chromium chromium-driver): this page was NOT tested in one")
     options = Options()
     options.binary_location = program
     for flag in (

@@ -41,7 +41,7 @@ def one_core() -> Iterator[None]:
 def real_data() -> Path:
     """The folder of real data; the test is skipped, and says so, where it is not."""
     if not REAL.is_dir():
-        pytest.skip(f"no real data at {REAL}")
+        pytest.skip(f"no real data at {REAL}, which a user does not have: real slides were NOT tested")
     return REAL
 
 

@@ -158,7 +158,7 @@ def test_tied_maxima_share_the_evidence():
 
 
 def test_torchmils_models_say_what_they_lack():
-    pytest.importorskip("torchmil")
+    pytest.importorskip("torchmil", reason="no torchmil (an extra): evidence of its models was NOT tested")
     kind, names = TASKS["two classes"]
     head = {
         "model": "torchmil:ABMIL", "identity": {"dim": DIM}, "hidden_dim": 8, "attention_dim": 4,

@@ -16,7 +16,10 @@ from tests.test_store import some_features
 from wsi_mil import store
 from wsi_mil.errors import ConfigError, FormatError, StoreError
 
-moto = pytest.importorskip("moto.server", reason="no S3 server: pip install 'moto[s3]' s3fs flask flask-cors")
+moto = pytest.importorskip(
+    "moto.server",
+    reason="no S3 server (pip install 'moto[s3]' s3fs flask flask-cors): buckets were NOT tested",
+)
 
 
 @pytest.fixture(scope="module")

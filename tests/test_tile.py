@@ -57,6 +57,7 @@ def test_a_second_run_keeps_the_figures_of_every_slide(make_slide, tmp_path):
     make_slide("a.tiff", width=768, height=512, tissue=((128, 128, 500, 400),))
     make_slide("blank.tiff", width=768, height=512, tissue=())
     make_slide("coarse.tiff", width=768, height=512, tissue=((0, 0, 768, 512),), mpp=1.0)
+    make_slide("nothing.tiff", width=768, height=512, tissue=(), mpp=1.0)  # two remarks
     run = tmp_path / "run"
     config = TileConfig(slides=tmp_path / "slides", run=run, allow_upsampling=True, workers=1)
     tile.run(config)

@@ -34,6 +34,7 @@ def _with_remark(
     row: Mapping[str, object], known: Mapping[str, Mapping[str, object]]
 ) -> Mapping[str, object]:
     before = known.get(str(row["slide_id"]))
-    if before is None or row["status"] != "skipped" or row["reason"] or before["status"] == "failed":
+    if before is None or row["status"] != "skipped" or before["status"] == "failed":
         return row
-    return {**row, "reason": before["reason"]}
+    says_more = str(row["reason"]) in str(before["reason"])
+    return {**row, "reason": before["reason"]} if says_more else row
