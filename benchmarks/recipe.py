@@ -1,6 +1,7 @@
-"""Compare training recipes inside the training parts, on data sets that are unlike each other.
+r"""Compare training recipes inside the training parts, on data sets that are unlike each other.
 
-    python -m benchmarks.recipe --grid GRID.toml --field NAME RUN LABELS --mnist FOLDER --witness --out FILE
+    python -m benchmarks.recipe --grid GRID.toml --field NAME RUN LABELS --mnist FOLDER --witness --shares \
+        --out FILE
 
 GRID.toml has a table per recipe, ``[recipe.NAME]``, with settings of the train stage. Each is scored on
 
@@ -9,7 +10,9 @@ GRID.toml has a table per recipe, ``[recipe.NAME]``, with settings of the train 
   choice;
 * ``witness``: drawn bags of 100 patches, of which 5 are shifted in positive bags; tested on new bags;
 * ``mnist``: bags of 10 digits on average, positive with a 9; features are principal components
-  of the pixels; tested on bags of other digits.
+  of the pixels; tested on bags of other digits;
+* ``shares``: bags as ``benchmarks.train`` draws them, other ones and smaller (600 patches of 256 features):
+  witnesses are up to 10 % of a positive bag and up to 2 % of a negative one; 60 to learn from, 200 to test.
 
 A line of JSON per recipe, data set and seed: AUROC, log loss at the best temperature (smoothed labels make
 timid probabilities) and seconds.
@@ -30,6 +33,7 @@ import scipy.optimize
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import StratifiedGroupKFold
 
+from benchmarks import train_cohort as cohort
 from wsi_mil import manifest, models, store
 from wsi_mil.config import TrainConfig
 from wsi_mil.train.fit import assemble, fit_jobs, make_jobs, predict
@@ -82,6 +86,24 @@ def witness(seed: int, *, train_bags: int = 100, test_bags: int = 400, dim: int 
     return Data(
         Patches.of(bags), codes, rows.astype(str), [(rows[:train_bags], rows[train_bags:])], inner=False
     )
+
+
+def shares(seed: int, *, train_bags: int = 60, test_bags: int = 200, dim: int = 256) -> Data:
+    """Return bags of ``train_cohort``'s kind, none of them one of its own."""
+    rng = np.random.default_rng([seed, 11])
+    map_LD = rng.normal(size=(cohort.LATENT, dim)).astype(np.float32) / np.sqrt(cohort.LATENT)
+    direction_L = rng.normal(size=cohort.LATENT)
+    direction_L *= cohort.SHIFT / np.linalg.norm(direction_L)
+    codes = np.arange(train_bags + test_bags) % 2
+    bags = [
+        cohort.draw(
+            rng, 600, rng.uniform(0, cohort.POSITIVE if code else cohort.NEGATIVE), map_LD, direction_L
+        )
+        for code in codes
+    ]
+    rows = np.arange(len(codes))
+    split = [(rows[:train_bags], rows[train_bags:])]
+    return Data(Patches.of(bags), codes, rows.astype(str), split, inner=False)
 
 
 def mnist(folder: Path, seed: int, *, train_bags: int = 200, test_bags: int = 400) -> Data:
@@ -144,7 +166,7 @@ def score(data: Data, settings: dict[str, Any], seed: int, outer: bool) -> dict[
     head = {
         "model": config.model, "identity": {"dim": data.patches.dim}, "hidden_dim": config.hidden_dim,
         "attention_dim": config.attention_dim, "branches": "shared", "dropout": config.dropout,
-        "members": config.members, "task": task.to_head(),
+        "members": config.members, "task": task.to_head(), "initial_weights": config.initial_weights,
     }  # fmt: skip
     todo, jobs = list(tasks(data, seed, outer)), []
     for number, (_, train_rows, _) in enumerate(todo):
@@ -196,6 +218,7 @@ def main() -> None:
     parser.add_argument("--grid", type=Path, required=True)
     parser.add_argument("--field", nargs=3, action="append", default=[], metavar=("NAME", "RUN", "LABELS"))
     parser.add_argument("--witness", action="store_true")
+    parser.add_argument("--shares", action="store_true")
     parser.add_argument("--mnist", type=Path)
     parser.add_argument("--folds", type=int, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
@@ -210,6 +233,8 @@ def main() -> None:
         }
         if arguments.witness:
             sets["witness"] = witness(seed)
+        if arguments.shares:
+            sets["shares"] = shares(seed)
         if arguments.mnist:
             sets["mnist"] = mnist(arguments.mnist, seed)
         for recipe, settings in recipes.items():

@@ -59,7 +59,7 @@ def make(folder: Path) -> float:
             np.save(folder / "val" / f"v{number:03d}.npy", x_ND)
             parts.append(part)
     (folder / "train-run" / "labels.csv").write_text("\n".join(rows) + "\n")
-    ceiling = float(roc_auc_score(np.arange(TRAIN, TRAIN + VAL) % 2, parts))
+    ceiling = float(roc_auc_score(val_codes(), parts))
     done.write_text(str(ceiling))
     return ceiling
 
@@ -74,8 +74,8 @@ def draw(
     z_NL = rng.standard_normal((n, LATENT), dtype=np.float32)
     z_NL[rng.permutation(n)[: round(part * n)]] += direction_L.astype(np.float32)
     x_ND = z_NL @ map_LD
-    x_ND += NOISE * rng.standard_normal((n, DIM), dtype=np.float32)
-    x_ND += SLIDE * rng.standard_normal(DIM, dtype=np.float32)
+    x_ND += NOISE * rng.standard_normal((n, map_LD.shape[1]), dtype=np.float32)
+    x_ND += SLIDE * rng.standard_normal(map_LD.shape[1], dtype=np.float32)
     return x_ND.astype(np.float16)
 
 
@@ -114,6 +114,11 @@ def lengths(folder: Path) -> list[int]:
 
 def val_bags(folder: Path) -> list[NDArray[np.float16]]:
     return [np.load(each) for each in sorted((folder / "val").glob("*.npy"))]
+
+
+def val_codes() -> NDArray[np.int64]:
+    """Return the classes of ``val_bags``."""
+    return np.arange(TRAIN, TRAIN + VAL) % 2
 
 
 def evict(paths: list[Path]) -> None:

@@ -50,8 +50,8 @@ class Clock:
         self.processor += time.process_time() - self._processor
 
 
-def measure(folder: Path, settings: Settings) -> dict[str, float]:
-    """Train once; return patches per second and the AUROC on the bags to score."""
+def measure(folder: Path, settings: Settings) -> dict[str, Any]:
+    """Train once; return patches per second, and the margin of each bag to score with their AUROC."""
     if threads := settings.get("threads"):
         torch.set_num_threads(threads)
     torch.manual_seed(settings["seed"])
@@ -65,11 +65,11 @@ def measure(folder: Path, settings: Settings) -> dict[str, float]:
     with torch.inference_mode():
         for bag in cohort.val_bags(folder):
             margins.append(score(torch.from_numpy(bag).float()))
-    truth = np.arange(cohort.TRAIN, cohort.TRAIN + cohort.VAL) % 2
     return {
         "patches_per_second": wanted / clock.seconds,
         "processor_us": 1e6 * clock.processor / wanted,
-        "auroc": float(roc_auc_score(truth, margins)),
+        "auroc": float(roc_auc_score(cohort.val_codes(), margins)),
+        "margins": margins,
         "padding": rows[0] / wanted - 1,
     }
 
@@ -254,7 +254,8 @@ def head_of(config: TrainConfig) -> dict[str, Any]:
         "branches": "shared",
     }
     return head | {
-        name: getattr(config, name) for name in ("hidden_dim", "attention_dim", "dropout", "members")
+        name: getattr(config, name)
+        for name in ("hidden_dim", "attention_dim", "dropout", "members", "initial_weights")
     }
 
 
@@ -268,6 +269,7 @@ def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
         run=folder, labels=folder, members=1, hidden_dim=HIDDEN, attention_dim=ATTENTION, dropout=DROPOUT,
         epochs=settings["epochs"], patch_dropout=0, bag_size="full", device="cpu",
         precision=settings.get("precision", "auto"), learning_rate=settings.get("rate", 1e-3),
+        initial_weights=settings.get("weights", TrainConfig.initial_weights),
     )  # fmt: skip
     task = models.make_task("classification", ("negative", "positive"))
     targets = np.arange(cohort.TRAIN) % 2
@@ -282,8 +284,6 @@ def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
     # torch imports its compiler with the first optimiser, which the others make before their time begins.
     torch.optim.AdamW([torch.zeros(1, requires_grad=True)])
     head = head_of(config)
-    if weights := settings.get("weights"):
-        head["initial_weights"] = weights
     with Clock() as clock:
         patches = Patches(tensor_of(packed), [[each] for each in packed.ranges])
         jobs = make_jobs(patches, targets, everything, [nothing], task, settings["seed"])

@@ -341,3 +341,25 @@ def test_weights_of_glorot_are_drawn_where_the_head_says_so(model):
             bound = (6 / sum(each.shape)) ** 0.5
             assert bound * 0.9 < each.abs().max() <= bound, name
             assert float(each.std()) == pytest.approx(bound / 3**0.5, rel=0.2), name
+
+
+def test_the_attention_starts_even_unless_the_head_says_otherwise():
+    head = {
+        "task": models.make_task("classification", ("a", "b")).to_head(), "model": "gated-attention",
+        "identity": {"dim": 8}, "hidden_dim": 6, "attention_dim": 4, "branches": "shared", "dropout": 0.0,
+        "members": 1,
+    }  # fmt: skip
+    made = {}
+    with torch.random.fork_rng(devices=[]):
+        for start in ("mean", "uniform"):
+            torch.manual_seed(0)
+            made[start] = models.network(head | {"initial_weights": start})
+        torch.manual_seed(0)
+        unsaid = models.network(head)
+    x_TD, bag_T = torch.randn(5, 8), torch.zeros(5, dtype=torch.int64)
+    assert made["mean"](x_TD, bag_T, 1)[1].flatten().tolist() == pytest.approx([0.2] * 5)
+    assert made["uniform"](x_TD, bag_T, 1)[1].std() > 0
+    tensors = {start: network.state_dict() for start, network in made.items()}
+    differ = [n for n in tensors["mean"] if not torch.equal(tensors["mean"][n], tensors["uniform"][n])]
+    assert differ == ["pool.w.weight"], "all else is drawn alike"
+    assert all(torch.equal(each, tensors["mean"][name]) for name, each in unsaid.state_dict().items())

@@ -15,7 +15,7 @@ from wsi_mil.errors import ConfigError
 CHOOSABLE = (
     "hidden_dim", "attention_dim", "dropout", "epochs", "patience", "batch_size", "bag_size", "patch_dropout",
     "feature_noise", "label_smoothing", "balance", "learning_rate", "attention_rate", "weight_decay",
-    "optimiser", "schedule", "branches", "model",
+    "optimiser", "schedule", "branches", "model", "initial_weights",
 )  # fmt: skip
 """Fields that a grid may vary: those of the network and its training, not of the data or the evaluation."""
 

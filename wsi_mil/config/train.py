@@ -91,6 +91,10 @@ class TrainConfig(ClusterConfig):
     """Most patches of a bag in one step of training, drawn anew each time; all of them when scoring."""
     patch_dropout: float = 0.5
     """Part of each bag's patches left out in each step of training."""
+    initial_weights: Literal["mean", "uniform", "glorot"] = "mean"
+    """mean: the attention starts even, so that a bag is the mean of its patches until something better is
+    learnt; all else as uniform. uniform: drawn as torch does. glorot: drawn as Glorot & Bengio (2010) did,
+    biases 0, as in Ilse et al."""
     feature_noise: float = 0.0
     """Deviation of the noise added to the standardised features while training."""
     label_smoothing: float = 0.1
@@ -106,7 +110,7 @@ class TrainConfig(ClusterConfig):
     learning_rate: float = 1e-3
     """Peak learning rate."""
     attention_rate: float = 3.0
-    """The attention learns at this multiple of the rate: it starts as the mean, and has to leave it."""
+    """The attention learns at this multiple of the rate: patches that matter are found only by it."""
     weight_decay: float = 1e-2
     """Weight decay."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

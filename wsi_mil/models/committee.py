@@ -153,12 +153,15 @@ def build(head: Mapping[str, Any], front: Front | None = None) -> MilModel:
 def network(head: Mapping[str, Any], front: Front | None = None) -> Network:
     """Return one untrained network of the head's kind; weights come from torch's global generator.
 
-    A head may say ``initial_weights`` "glorot" (``Network.draw_glorot``); else each layer has its own way,
-    and an attention starts as the mean.
+    The head's ``initial_weights`` are "mean" (the default: ``Network.start_as_mean``), "glorot"
+    (``Network.draw_glorot``), or "uniform": every layer in torch's own way.
     """
     made = _network(head, front)
-    if head.get("initial_weights") == "glorot":
+    start = head.get("initial_weights", "mean")
+    if start == "glorot":
         made.draw_glorot()
+    elif start == "mean":
+        made.start_as_mean()
     return made
 
 

@@ -71,6 +71,9 @@ class Network(nn.Module, ABC):
     def shift(self, value: float) -> None:
         """Add a constant to the logits; torchmil's models have no place for it and stay as they are."""
 
+    def start_as_mean(self) -> None:
+        """Make an attention even, so that training starts at the mean; without one nothing changes."""
+
     def draw_glorot(self) -> None:
         """Draw the weights of all linear layers but the encoder's anew, and set their biases to 0.
 
@@ -118,6 +121,11 @@ class EmbeddingNetwork(Network):
         else:
             logits_BC = (z_BAH * self.classify.weight).sum(dim=2).float() + self.classify.bias
         return self.shifted(logits_BC)
+
+    def start_as_mean(self) -> None:
+        """Set w of the attention to 0."""
+        if isinstance(self.pool, AttentionPool):
+            nn.init.zeros_(self.pool.w.weight)
 
     def shifted(self, logits_BO: Tensor) -> Tensor:
         """Return the logits (B, C) of what the classifier gives: less the thresholds of ordered grades."""

@@ -37,13 +37,12 @@ class AttentionPool(nn.Module):
     """
 
     def __init__(self, dim: int, attention_dim: int, *, gated: bool, branches: int = 1) -> None:
-        """Make the pool with w = 0: training starts at the mean and departs from it where that pays."""
+        """Make the pool with random weights, drawn from torch's global generator."""
         super().__init__()
         self.branches = branches
         self.V = nn.Linear(dim, attention_dim, bias=False)
         self.U = nn.Linear(dim, attention_dim, bias=False) if gated else None
         self.w = nn.Linear(attention_dim, branches, bias=False)
-        nn.init.zeros_(self.w.weight)
 
     def scores(self, h_TH: Tensor) -> Tensor:
         """Return what the softmax is taken of: (T, A) float32."""

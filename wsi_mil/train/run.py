@@ -117,6 +117,7 @@ def _train(
         "branches": config.branches,
         "dropout": config.dropout,
         "members": config.members,
+        "initial_weights": config.initial_weights,
         "seed": config.seed,
         "config": record,
         "config_digest": configs.digest(record),
