@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from benchmarks.train_cohort import evict, resident
 from tests.conftest import mounted
 from tests.test_train import DIM, GEOMETRY, config, write_bag, write_labels
 from wsi_mil import store
@@ -386,3 +387,23 @@ def test_a_tensor_of_what_is_packed_is_the_same_memory(tmp_path):
     tensor = tensor_of(packed)  # torch warns of what cannot be written, and warnings are errors here
     assert tensor.data_ptr() == packed.array.ctypes.data
     np.testing.assert_array_equal(tensor.numpy(), packed.array)
+
+
+def test_the_file_is_read_ahead_of_its_use_where_it_fits(tmp_path, monkeypatch):
+    features = make_run(tmp_path)
+    packed, _ = pack(tmp_path, features, ["s0", "s1"])
+    file = store.bags_folder(tmp_path, "tiny") / "features.f16"
+    evict([file])
+    if resident(file) > 0:
+        pytest.skip("this file system keeps its files in memory (tmpfs): reading ahead was not tested")
+    reading = packed.read_ahead()
+    assert reading is not None
+    reading.join()
+    assert resident(file) == 1
+
+    file.unlink()
+    gone = packed.read_ahead()
+    assert gone is not None
+    gone.join()  # whoever needs the file says what is wrong with it
+    monkeypatch.setattr("os.sysconf", lambda _: 1)
+    assert packed.read_ahead() is None, "more than half of the memory"

@@ -5,7 +5,10 @@ rows, and ``index.json``, which says whose they are (FORMATS.md). It is a cache:
 features hold too. When it is made and used, the train stage decides.
 """
 
+import contextlib
 import json
+import os
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +25,8 @@ from wsi_mil.store.problems import Kind, Problem
 
 _FORMAT, _VERSION = "wsi-mil bags", 1
 _INDEX, _FEATURES = "index.json", "features.f16"
+_PIECE = 8 << 20
+"""Bytes that are read ahead at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,20 @@ class Packed:
     def is_whole(self, i: int) -> bool:
         """Tell whether the features of slide ``i`` are those that were packed, by their checksum."""
         return checksums.of_array(self.bag(i)) == self.checksums[i]
+
+    def read_ahead(self) -> threading.Thread | None:
+        """Have the system read the file into its cache, from the first row to the last, in the background.
+
+        Nothing is done where it is more than half of this machine's memory; whoever uses the array then
+        reads what it needs.
+        """
+        path = getattr(self.array, "filename", None)  # None: an array that is no memory map
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if path is None or self.array.nbytes > memory / 2:
+            return None
+        reading = threading.Thread(target=_read_through, args=(path,), name="read ahead", daemon=True)
+        reading.start()
+        return reading
 
     def take(self, slide_ids: Iterable[str]) -> "Packed":
         """Return the same array for some of the slides, in the order asked for."""
@@ -172,6 +191,14 @@ def _read(folder: Path) -> Packed:
         raise FormatError(
             f"{folder}: no packed bags, or damaged ({error!r}); remove it: the next training makes it again."
         ) from error
+
+
+def _read_through(path: Path) -> None:
+    """Read a file and keep nothing of it; a file that cannot be read is the business of who needs it."""
+    piece = bytearray(_PIECE)
+    with contextlib.suppress(OSError), path.open("rb", buffering=0) as file:
+        while file.readinto(piece):
+            pass
 
 
 def _check_ranges(ranges: Sequence[tuple[int, int]], rows: int) -> None:

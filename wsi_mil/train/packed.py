@@ -57,7 +57,11 @@ def pack(
 
 
 def tensor_of(packed: store.Packed) -> torch.Tensor:
-    """Return the packed array (T, D) as a tensor on the same memory map; it must never be written to."""
+    """Return the packed array (T, D) as a tensor on the same memory map; it must never be written to.
+
+    The file is read ahead in the background: its bags are needed in any order, and a disk is fast in one.
+    """
+    packed.read_ahead()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
         return torch.from_numpy(packed.array)
