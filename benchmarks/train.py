@@ -70,13 +70,20 @@ KNOBS: dict[str, list[Settings]] = {
 }
 """What is tried for speed, an epoch each."""
 
-STARTS: dict[str, list[Settings]] = {"ours": [{}, {"weights": "glorot"}]}
+STARTS: dict[str, list[Settings]] = {"ours": [{}, {"train": {"initial_weights": "glorot"}}]}
 """Initial weights: ours have an attention that starts as the mean, the others have drawn ones."""
+
+FIELDS_RECIPE: Settings = {
+    "batch_size": 1, "optimiser": "adam", "schedule": "constant", "weight_decay": 1e-5,
+    "label_smoothing": 0.0, "attention_rate": 1.0, "balance": "none", "initial_weights": "uniform",
+}  # fmt: skip
+"""Ours with every setting that the field's loop has, its steps one for one."""
 
 OURS: dict[str, Settings] = {
     "wsi-mil": {"kind": "ours", "cold": False, "rate": 1e-3},
     "wsi-mil, cold": {"kind": "ours", "cold": True},
-    "wsi-mil --precision fp32": {"kind": "ours", "cold": False, "precision": "fp32"},
+    "wsi-mil --precision fp32": {"kind": "ours", "cold": False, "train": {"precision": "fp32"}},
+    "wsi-mil, the field's recipe": {"kind": "ours", "cold": False, "rate": 2e-4, "train": FIELDS_RECIPE},
 }
 WANTED = {"field, warm": 2.5, "torchmil": 2.5, "CLAM": 2.5, "CLAM, attention MIL alone": 2.5}
 

@@ -260,7 +260,7 @@ def head_of(config: TrainConfig) -> dict[str, Any]:
 
 
 def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
-    """``train.fit``'s parts on the packed memory map, at our defaults but for the rate and initial weights.
+    """``train.fit``'s parts on the packed memory map, at our defaults but for ``settings["train"]``.
 
     Standardisation is in the time. Packing is not: it is done once for a cohort, whatever is trained on it.
     """
@@ -268,8 +268,7 @@ def ours(folder: Path, settings: Settings) -> tuple[Clock, Score]:
     config = TrainConfig(
         run=folder, labels=folder, members=1, hidden_dim=HIDDEN, attention_dim=ATTENTION, dropout=DROPOUT,
         epochs=settings["epochs"], patch_dropout=0, bag_size="full", device="cpu",
-        precision=settings.get("precision", "auto"), learning_rate=settings.get("rate", 1e-3),
-        initial_weights=settings.get("weights", TrainConfig.initial_weights),
+        learning_rate=settings.get("rate", TrainConfig.learning_rate), **settings.get("train", {}),
     )  # fmt: skip
     task = models.make_task("classification", ("negative", "positive"))
     targets = np.arange(cohort.TRAIN) % 2
