@@ -8,9 +8,10 @@ import wsi_mil
 ROOT = Path(wsi_mil.__file__).parent
 FLOORS = [
     {"errors"},
-    {"config", "geometry", "metrics", "colours", "memory"},
+    {"config", "geometry", "metrics", "colours", "memory", "pulse"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
     {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
+    {"readers"},
     {"tile", "embed", "train", "predict", "verify", "exchange", "catalog", "inspect"},
     {"heatmap"},  # embeds patches between those of the grid, where asked
     {"report", "view"},
@@ -75,7 +76,7 @@ def test_each_foreign_library_has_one_home():
 
 def test_one_module_imports_dask():
     found = {file for file, _, name in imports() if name.split(".")[0] in {"dask", "distributed"}}
-    assert found == {"parallel/cluster.py", "parallel/worker.py"}
+    assert found == {"parallel/cluster.py", "parallel/local.py", "parallel/worker.py"}
 
 
 def test_modules_and_functions_stay_short():

@@ -10,8 +10,29 @@ budget; ``table`` says where a TIFF's blocks lie and decodes one; ``source`` is 
 file. ``regions`` makes pictures of whole slides; ``survey`` looks at all levels and decodes nothing.
 """
 
-from wsi_mil.blocks.batches import Batch, BrokenPatch, stream, sweep_order
+from wsi_mil.blocks.batches import (
+    Batch,
+    BrokenPatch,
+    Filled,
+    Take,
+    own_memory,
+    stream,
+    stream_into,
+    sweep_order,
+)
 from wsi_mil.blocks.regions import thumbnail
 from wsi_mil.blocks.survey import LevelBlocks, survey
 
-__all__ = ["Batch", "BrokenPatch", "LevelBlocks", "stream", "survey", "sweep_order", "thumbnail"]
+__all__ = [
+    "Batch",
+    "BrokenPatch",
+    "Filled",
+    "LevelBlocks",
+    "Take",
+    "own_memory",
+    "stream",
+    "stream_into",
+    "survey",
+    "sweep_order",
+    "thumbnail",
+]

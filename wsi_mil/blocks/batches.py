@@ -7,12 +7,13 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_mil import parallel
+from wsi_mil import parallel, pulse
 from wsi_mil.blocks.cache import empty_pixels
 from wsi_mil.blocks.reader import BlockPatches, Chunk, PatchReader, SlidePatches, place
 from wsi_mil.blocks.table import BlockError, NoTableError, open_table
@@ -22,6 +23,9 @@ from wsi_mil.slide import Slide
 
 _AHEAD = 2  # batches on their way, at least; more of them would only leave the processor's caches
 _TASK = 8  # at most so many patches are read by a thread in one go
+_FETCHED = (
+    64  # patches whose bytes are asked for ahead of those that are read, where they come from a network
+)
 _CHUNK = 16_384  # patches planned at a time; the next chunk is planned with it, so that rows share blocks
 _LOOKS = 3  # patches tried for the comparison with Slide.read
 # Two JPEG 2000 decoders differ by less, and so does OpenSlide where it reads between the pixels of a level;
@@ -53,6 +57,21 @@ class Batch:
     broken: tuple[BrokenPatch, ...] = ()
 
 
+@dataclass(frozen=True)
+class Filled:
+    """Patches ``first`` and following of the coords: ``patches`` (n, patch_px, patch_px, 3) uint8 RGB, in
+    memory of the caller's; those of ``broken`` hold anything."""
+
+    first: int
+    patches: NDArray[np.uint8]
+    broken: tuple[BrokenPatch, ...] = ()
+
+
+Take = Callable[[int], NDArray[np.uint8] | None]
+"""Gives memory for up to so many patches, at least one; None where there is none now and patches are on their
+way into what it gave before."""
+
+
 def stream(
     slide: Slide,
     coords: NDArray[np.int64],
@@ -72,30 +91,80 @@ def stream(
     Raises:
         SlideError: more than ``max_broken`` of the patches cannot be read.
     """
+    workers = workers or parallel.cpu_count()
+    waiting = (_ahead(workers, batch_size) + 1) * batch_size * geometry.patch_px**2 * 3
+    filled = stream_into(
+        slide,
+        coords,
+        geometry,
+        own_memory(batch_size, geometry.patch_px),
+        ahead=_ahead(workers, batch_size),
+        workers=workers,
+        memory_mib=max(memory_mib - waiting / 2**20, 0),
+        max_broken=max_broken,
+        note=note,
+    )
+    with closing(filled):
+        for each in filled:
+            index = np.arange(each.first, each.first + len(each.patches))
+            if not each.broken:
+                yield Batch(index, each.patches)
+                continue
+            keep = ~np.isin(index, [one.index for one in each.broken])
+            yield Batch(index[keep], each.patches[keep], each.broken)
+
+
+def stream_into(
+    slide: Slide,
+    coords: NDArray[np.int64],
+    geometry: PatchGeometry,
+    take: Take,
+    *,
+    ahead: int = 1,
+    workers: int = 1,
+    memory_mib: float = 256,
+    max_broken: float = 0.01,
+    note: Callable[[str], None] | None = None,
+) -> Generator[Filled]:
+    """Write the patches at level-0 (x, y) ``coords`` (N, 2) into what ``take`` gives; yield what is ready.
+
+    ``ahead`` pieces of memory are on their way at a time. With one worker it is this thread that reads.
+    ``memory_mib``: of decoded blocks. Else as ``stream``.
+
+    Raises:
+        SlideError: more than ``max_broken`` of the patches cannot be read.
+    """
     if not len(coords):
         return
     coords = np.asarray(coords, dtype=np.int64)
-    workers = workers or parallel.cpu_count()
-    ahead = max(_AHEAD, math.ceil(2 * _TASK * workers / batch_size))
-    budget = max(memory_mib * 2**20 - (ahead + 1) * batch_size * geometry.patch_px**2 * 3, 0)
-    reader = _open_reader(slide, coords, geometry, budget, note or (lambda _: None))
+    reader = _open_reader(slide, coords, geometry, int(memory_mib * 2**20), note or (lambda _: None))
     broken = 0
     try:
         # Its threads end before the file is closed: the file's number may be another's a moment later.
-        with closing(_batches(reader, coords, geometry.patch_px, batch_size, ahead, workers)) as batches:
-            for batch in batches:
-                broken += len(batch.broken)
+        with closing(_fill(reader, coords, take, ahead, workers)) as filled:
+            for each in filled:
+                broken += len(each.broken)
                 if broken > max_broken * len(coords):
-                    first = batch.broken[0]
+                    first = each.broken[0]
                     raise SlideError(
                         f"{slide.path}: {broken} or more of {len(coords)} patches cannot be read, more than "
                         f"the {max_broken:.2%} that may be left out (--max-broken); patch {first.index} at "
                         f"level-0 ({first.x_l0}, {first.y_l0}), {first.where}: {first.reason}. Copy the file "
                         "again."
                     )
-                yield batch
+                yield each
     finally:
         reader.close()
+
+
+def own_memory(batch_size: int, side: int) -> Take:
+    """Return what gives memory for ``batch_size`` patches at a time, used again when nobody holds it."""
+    memory = _BatchMemory(batch_size, side)
+    return lambda most: memory.take()[:most]
+
+
+def _ahead(workers: int, batch_size: int) -> int:
+    return max(_AHEAD, math.ceil(2 * _TASK * workers / batch_size))
 
 
 def sweep_order(
@@ -171,78 +240,110 @@ def _difference(
 
 @dataclass(frozen=True)
 class _Reading:
-    """A batch on its way: threads write its patches, and return those that broke."""
+    """A piece on its way: threads write its patches, and return those that broke."""
 
     first: int
     patches: NDArray[np.uint8]
     parts: list[Future[list[tuple[int, BlockError]]]]
 
 
-def _batches(
-    reader: PatchReader, coords: NDArray[np.int64], size: int, batch_size: int, ahead: int, workers: int
-) -> Generator[Batch]:
-    chunk_size = math.ceil(_CHUNK / batch_size) * batch_size  # no batch lies in two chunks
-    task = max(1, min(_TASK, ahead * batch_size // (2 * workers)))
-    starts = deque(range(0, len(coords), batch_size))
-    memory = _BatchMemory(batch_size, size)
+class _Here:
+    """What a thread pool is for many threads, for this one alone: what is submitted is done at once."""
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, wait: bool = True, cancel_futures: bool = False) -> None:
+        """Do nothing."""
+
+
+def _fill(
+    reader: PatchReader, coords: NDArray[np.int64], take: Take, ahead: int, workers: int
+) -> Generator[Filled]:
+    count, first, fetched = len(coords), 0, 0
     chunks: dict[int, Chunk] = {}
     queue: deque[_Reading] = deque()
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="read") if workers > 1 else _Here()
 
-    def begin(first: int) -> _Reading:
-        number = first // chunk_size
+    def begin() -> bool:
+        """Read into the next piece of memory; False where there is none now."""
+        nonlocal first, fetched
+        number = first // _CHUNK
+        before = number * _CHUNK
+        patches = take(min(before + _CHUNK, count) - first)  # no piece lies in two chunks
+        if patches is None:
+            return False
         for each in (number, number + 1):
-            if each not in chunks and each * chunk_size < len(coords):
-                chunks[each] = reader.expect(each * chunk_size, min((each + 1) * chunk_size, len(coords)))
-        chunks.pop(number - 1, None)  # its last batches hold it as long as they need it
-        last = min(first + batch_size, len(coords))
-        chunk, before = chunks[number], number * chunk_size
-        patches = memory.take()[: last - first]
-        reader.fetch(chunk, first - before, last - before)
+            if each not in chunks and each * _CHUNK < count:
+                chunks[each] = reader.expect(each * _CHUNK, min((each + 1) * _CHUNK, count))
+        chunks.pop(number - 1, None)  # its last pieces hold it as long as they need it
+        chunk, size = chunks[number], len(patches)
+        target = min(first + size + _FETCHED, before + _CHUNK, count)
+        fetched = max(fetched, first)
+        if target > fetched:
+            reader.fetch(chunk, fetched - before, target - before)
+            fetched = target
+        step = size if workers == 1 else max(1, min(_TASK, ahead * size // (2 * workers)))
         parts = [
             pool.submit(
-                _read_part, reader, chunk, first - before, range(k, min(k + task, last - first)), patches
+                _read_part, reader, chunk, before, first, range(k, min(k + step, size)), patches, coords
             )
-            for k in range(0, last - first, task)
+            for k in range(0, size, step)
         ]
-        return _Reading(first, patches, parts)
+        queue.append(_Reading(first, patches, parts))
+        first += size
+        return True
 
-    with _one_cv2_thread(), ThreadPoolExecutor(workers, thread_name_prefix="read") as pool:
+    with _one_cv2_thread():
         try:
-            while starts or queue:
-                while starts and len(queue) < ahead:
-                    queue.append(begin(starts.popleft()))
+            while first < count or queue:
+                while first < count and len(queue) < ahead and begin():
+                    pass
                 yield _finish(queue.popleft(), coords)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _read_part(
-    reader: PatchReader, chunk: Chunk, before: int, part: range, patches: NDArray[np.uint8]
+    reader: PatchReader,
+    chunk: Chunk,
+    before: int,
+    first: int,
+    part: range,
+    patches: NDArray[np.uint8],
+    coords: NDArray[np.int64],
 ) -> list[tuple[int, BlockError]]:
+    """Read the patches ``part`` of a piece that starts at ``first``, of a chunk that starts at ``before``."""
     broken = []
     for k in part:
+        x, y = coords[first + k].tolist()
+        pulse.at(f"reading the patch at level-0 ({x}, {y})")
         try:
-            reader.read(chunk, before + k, patches[k])
+            reader.read(chunk, first - before + k, patches[k])
         except BlockError as error:
             broken.append((k, error))
     return broken
 
 
-def _finish(reading: _Reading, coords: NDArray[np.int64]) -> Batch:
+def _finish(reading: _Reading, coords: NDArray[np.int64]) -> Filled:
     reading.parts[-1].result()  # wait once, for what likely ends last: waking up costs the readers time
     broken = [each for part in reading.parts for each in part.result()]
-    index = np.arange(reading.first, reading.first + len(reading.patches))
-    if not broken:
-        return Batch(index, reading.patches)
-    keep = np.ones(len(index), dtype=bool)
-    keep[[k for k, _ in broken]] = False
-    left_out = tuple(
-        BrokenPatch(
-            int(index[k]), int(coords[index[k], 0]), int(coords[index[k], 1]), error.where, error.reason
-        )
-        for k, error in broken
+    return Filled(
+        reading.first,
+        reading.patches,
+        tuple(
+            BrokenPatch(
+                reading.first + k,
+                int(coords[reading.first + k, 0]),
+                int(coords[reading.first + k, 1]),
+                error.where,
+                error.reason,
+            )
+            for k, error in broken
+        ),
     )
-    return Batch(index[keep], reading.patches[keep], left_out)
 
 
 class _BatchMemory:

@@ -17,6 +17,7 @@ import simplejpeg
 import tifffile
 from numpy.typing import NDArray
 
+from wsi_mil import pulse
 from wsi_mil.blocks.source import LocalFile, RemoteFile, Source
 from wsi_mil.slide import Slide
 
@@ -90,6 +91,7 @@ class Table:
             BlockError: the block does not lie in the file, or is damaged in the least: what a decoder would
                 patch up with grey is not taken for tissue.
         """
+        pulse.beat()
         offset, count = self.range_of(row, column)
         try:
             if offset + count > self.source.size:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from wsi_mil.config.base import check_choices, check_name, neutral, require
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.limits import LimitsConfig
 from wsi_mil.config.share import check_share
 
 Quantity = Literal["attention", "evidence", "probability"]
@@ -13,7 +14,7 @@ Normalize = Literal["minmax", "percentile", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeatmapConfig(ClusterConfig):
+class HeatmapConfig(LimitsConfig, ClusterConfig):
     """Draw what each patch had to do with a slide's prediction, from the stored features."""
 
     run: Path = field(metadata={"neutral": True})
@@ -74,6 +75,7 @@ class HeatmapConfig(ClusterConfig):
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
+        self.check_limits()
         check_choices(self)
         check_share(self.share)
         require(

@@ -6,10 +6,11 @@ from typing import Literal
 
 from wsi_mil.config.base import neutral, require
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.limits import LimitsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedConfig(ClusterConfig):
+class EmbedConfig(LimitsConfig, ClusterConfig):
     """Turn every patch into a feature vector with a pretrained encoder."""
 
     run: Path = field(metadata={"neutral": True})
@@ -40,7 +41,11 @@ class EmbedConfig(ClusterConfig):
     """Patches per forward pass; default: 32 on a CPU, 256 on a GPU. It is halved where the GPU's memory does
     not suffice."""
     workers: int = neutral(0)
-    """Threads that read patches; 0 is one per core."""
+    """Threads with which each reader reads its slide; 0 is what --readers leaves of the cores."""
+    readers: int = neutral(0)
+    """Processes that read slides, each one at a time; 0 is one per core that is left for each GPU, or one per
+    four cores where a CPU computes. Each takes about 100 MiB and --memory-mib; their patches wait in a ring
+    of memory, on a GPU 10 MiB for each 64 patches of 224 pixels, some 8 per device and 2 per reader."""
     memory_mib: int = neutral(256)
     """Memory for reading, in MiB: decoded blocks of the slides, and the batches that wait."""
     max_broken: float = 0.01
@@ -56,6 +61,7 @@ class EmbedConfig(ClusterConfig):
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
+        self.check_limits()
         devices = tuple(name for each in self.devices for name in each.split(",") if name)
         object.__setattr__(self, "devices", devices)
         require(bool(self.encoder.strip()), "--encoder: the name is empty.")
@@ -63,6 +69,7 @@ class EmbedConfig(ClusterConfig):
             self.batch_size is None or self.batch_size >= 1, f"--batch-size {self.batch_size}: at least 1."
         )
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
+        require(self.readers >= 0, f"--readers {self.readers}: 0 (chosen from cores and devices) or more.")
         require(self.memory_mib >= 16, f"--memory-mib {self.memory_mib}: must be at least 16.")
         require(0 <= self.max_broken <= 1, f"--max-broken {self.max_broken}: a fraction, 0 to 1.")
         require(

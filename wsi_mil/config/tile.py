@@ -16,6 +16,7 @@ from wsi_mil.config.base import (
     require,
 )
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.limits import LimitsConfig
 from wsi_mil.config.share import check_share
 
 _MPP = 0.5  # one object: who gives --mpp 0.5 gives another, and so it is known whether somebody did
@@ -25,7 +26,7 @@ TISSUE_KINDS = ("auto", "otsu", "hed", "fluorescence")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TileConfig(ClusterConfig):
+class TileConfig(LimitsConfig, ClusterConfig):
     """Cut slides into tissue patches: one coordinates file, preview and tissue outline per slide."""
 
     slides: Location = field(metadata={"neutral": True})
@@ -103,6 +104,7 @@ class TileConfig(ClusterConfig):
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
+        self.check_limits()
         object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
         self._take_magnification()
         object.__setattr__(self, "context_mpp", tuple(self.context_mpp))  # a list in Python is fine

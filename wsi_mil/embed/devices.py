@@ -5,18 +5,17 @@ Processes share nothing but the run folder, so that one that dies leaves the oth
 """
 
 import contextlib
-import multiprocessing
+import functools
 import signal
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
 from wsi_mil import parallel
 from wsi_mil.errors import WsiMilError
-from wsi_mil.parallel import Outcome
+from wsi_mil.parallel import Child, Outcome
 
 Target = Callable[..., dict[str, Any]]
 
@@ -73,46 +72,45 @@ def run_on(
         WsiMilError: what a process raised; the others are ended.
     """
     facts: dict[str, Any] = {"device": list(devices)}
-    processes: dict[Connection, SpawnProcess] = {}
+    processes: dict[Connection, tuple[str, Child]] = {}
     try:
         for name, device in _named(devices):
-            receiver, process = _start(name, device, target, arguments)
-            processes[receiver] = process
+            child = parallel.Child()
+            processes[child.channel] = name, child
+            child.ask(functools.partial(_enter, target, arguments, device))
         running = dict(processes)
         while running:
             ready = wait(list(running))
             for receiver in [each for each in running if each in ready]:
-                if not _listen(receiver, running[receiver], listener, facts):
+                if not _listen(*running[receiver], listener, facts):
                     del running[receiver]
     except BaseException:
-        for each in processes.values():
-            each.terminate()
+        for _, child in processes.values():
+            child.process.terminate()
+        for _, child in processes.values():
+            with contextlib.suppress(EOFError, OSError):  # until it has ended: nothing half-written stays
+                while child.channel.recv():
+                    pass
         raise
     finally:
-        for connection in processes:
-            connection.close()  # whoever still tells something must not wait for us
-        for each in processes.values():
-            each.join()
+        for _, child in processes.values():
+            child.close()
     return facts
 
 
-def _listen(receiver: Connection, process: SpawnProcess, listener: Listener, facts: dict[str, Any]) -> bool:
+def _listen(name: str, child: Child, listener: Listener, facts: dict[str, Any]) -> bool:
     """Take the next message of a process to the listener or the facts; False where it has ended."""
     try:
-        kind, content = receiver.recv()
+        kind, content = child.channel.recv()
     except (EOFError, OSError):  # its end, or in the middle of a message
-        process.join()
-        if process.name not in facts:
-            listener.say(
-                f"embed: the process on {process.name} died (exit code {process.exitcode}); the others go on"
-            )
+        listener.say(f"embed: the process on {name} died ({child.how_it_ended()}); the others go on")
         return False
     if kind == "error":
         raise content
     if kind == "over":
-        facts |= {"precision": content.get("precision"), process.name: content}
-    else:
-        getattr(listener, kind)(content)
+        facts |= {"precision": content.get("precision"), name: content}
+        return False
+    getattr(listener, kind)(content)
     return True
 
 
@@ -124,33 +122,19 @@ def _named(devices: Sequence[str]) -> Iterator[tuple[str, str]]:
         yield device if seen[device] == 1 else f"{device} ({seen[device]})", device
 
 
-def _start(
-    name: str, device: str, target: Target, arguments: tuple[Any, ...]
-) -> tuple[Connection, SpawnProcess]:
-    # "spawn": CUDA and the threads of torch and OpenSlide do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_enter, args=(target, arguments, device, sender), name=name)
-    with parallel.without_interrupts():
-        process.start()
-    sender.close()  # so that the end of the process is the end of what it tells
-    return receiver, process
-
-
 def _enter(target: Target, arguments: tuple[Any, ...], device: str, channel: Connection) -> None:
-    signal.signal(signal.SIGTERM, _interrupt)  # leave nothing half-written
+    previous = signal.signal(signal.SIGTERM, _interrupt)  # leave nothing half-written
     messages = Messages(channel)
     last: tuple[str, Any]
     try:
         try:
-            parallel.enter_worker()
             last = "over", target(*arguments, device, messages)
         except WsiMilError as error:
             last = "error", error
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # nothing is open any more
+        signal.signal(signal.SIGTERM, previous)  # nothing is open any more
         messages.send(*last)
     except KeyboardInterrupt:
-        pass
+        raise SystemExit(1) from None
 
 
 def _interrupt(_signal: int, _frame: object) -> None:

@@ -6,7 +6,8 @@ device's ways (pinned memory, streams, memory that runs out) and nothing of slid
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +31,9 @@ class _Pending:
     features: Tensor
     ready: Any
     count: int
-    patches: NDArray[np.uint8]
+    pieces: tuple[NDArray[np.uint8], ...]
     seconds: float
+    began: Any = None
 
 
 class Engine:
@@ -62,7 +64,8 @@ class Engine:
         self.device, self.precision, self.batch_size = device, precision, batch_size
         self._say = say or (lambda _: None)
         self._pending: deque[_Pending] = deque()
-        self._staging: list[Tensor] = []
+        self.seconds = 0.0
+        """For how long the device has worked on what was collected."""
         if device.type == "cpu":
             keep_memory()
         # A batch that fills the queue must not wait for a slot whose result was not collected yet.
@@ -71,10 +74,13 @@ class Engine:
         if compiled:
             self.module = self._compile()
 
-    def submit(self, patches: NDArray[np.uint8]) -> None:
-        """Begin with a batch (n, height, width, 3); at most ``depth`` may be under way."""
+    def submit(self, *pieces: NDArray[np.uint8]) -> None:
+        """Begin with a batch, in pieces (n, height, width, 3); at most ``depth`` may be under way.
+
+        The pieces are read until its ``result`` was collected.
+        """
         start = time.perf_counter()
-        pending = _Pending(torch.empty(0), None, len(patches), patches, 0.0)
+        pending = _Pending(torch.empty(0), None, sum(map(len, pieces)), pieces, 0.0)
         self._begin(pending)
         pending.seconds = time.perf_counter() - start
         self._pending.append(pending)
@@ -93,24 +99,31 @@ class Engine:
                 pending.ready.synchronize()
             features = pending.features[: pending.count].numpy()
         except torch.OutOfMemoryError:
-            features = self._halved(pending.patches)
-        return features.copy(), pending.seconds + time.perf_counter() - start
+            features = self._halved(np.concatenate(pending.pieces))
+        seconds = pending.seconds + time.perf_counter() - start
+        timed = pending.began is not None and pending.ready is not None
+        self.seconds += pending.began.elapsed_time(pending.ready) / 1000 if timed else seconds
+        return features.copy(), seconds
 
     def _begin(self, pending: _Pending) -> None:
         if pending.count > self.batch_size:  # made before memory ran out
-            pending.features = torch.from_numpy(self._in_pieces(pending.patches))
+            pending.features = torch.from_numpy(self._in_parts(np.concatenate(pending.pieces)))
             return
         try:
-            features_ND = self._forward(self._on_device(pending.patches))
+            if self.device.type == "cuda":
+                pending.began = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+                pending.began.record()
+            features_ND = self._forward(self._on_device(pending.pieces))
             if self.device.type == "cuda":
                 host = torch.empty(features_ND.shape, dtype=torch.float16, pin_memory=True)
                 host.copy_(features_ND, non_blocking=True)
-                pending.features, pending.ready = host, torch.cuda.Event()  # type: ignore[no-untyped-call]
+                pending.features = host
+                pending.ready = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
                 pending.ready.record()
             else:
                 pending.features = features_ND.cpu()
         except torch.OutOfMemoryError:
-            pending.features = torch.from_numpy(self._halved(pending.patches))
+            pending.features = torch.from_numpy(self._halved(np.concatenate(pending.pieces)))
 
     def _halved(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
         """Compute a batch that was too large for the memory in halves, and remember their size."""
@@ -123,15 +136,15 @@ class Engine:
         self._say(f"out of memory on {self.device}: going on with batches of {self.batch_size}")
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        return self._in_pieces(patches)
+        return self._in_parts(patches)
 
-    def _in_pieces(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
+    def _in_parts(self, patches: NDArray[np.uint8]) -> NDArray[np.float16]:
         size = self.batch_size
         parts = []
         try:
             for k in range(0, len(patches), size):
                 part = patches[k : k + size]
-                parts.append(self._forward(self._on_device(part))[: len(part)].cpu().numpy())
+                parts.append(self._forward(self._on_device((part,)))[: len(part)].cpu().numpy())
         except torch.OutOfMemoryError:
             return self._halved(patches)
         return np.concatenate(parts)
@@ -141,29 +154,38 @@ class Engine:
         features_ND: Tensor = self.module(self.encoder.transform(x_NHWC))
         return features_ND.to(torch.float16)
 
-    def _on_device(self, patches: NDArray[np.uint8]) -> Tensor:
+    def _on_device(self, pieces: Sequence[NDArray[np.uint8]]) -> Tensor:
         # Always a whole batch: with another size the libraries compute in another way, and a patch would not
         # have the same features in the last batch of a run as in the midst of another run.
-        count = max(self.batch_size, len(patches), 2)
-        if self.device.type == "cuda":
-            staged = self._staged((count, *patches.shape[1:]))
-            staged[: len(patches)].copy_(torch.from_numpy(patches))
-            return staged.to(self.device, non_blocking=True)
-        if count == len(patches):
-            return torch.from_numpy(patches).to(self.device)
-        filled = np.empty((count, *patches.shape[1:]), dtype=np.uint8)
-        filled[: len(patches)], filled[len(patches) :] = patches, patches[:1]
-        return torch.from_numpy(filled).to(self.device)
+        count = max(self.batch_size, sum(map(len, pieces)), 2)
+        if self.device.type == "cpu" and len(pieces) == 1 and len(pieces[0]) == count:
+            return torch.from_numpy(pieces[0])
+        shape = (count, *pieces[0].shape[1:])
+        filled = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        first = 0
+        for each in pieces:
+            # From memory that is pinned the device fetches it by itself, while this process goes on.
+            filled[first : first + len(each)].copy_(torch.from_numpy(each), non_blocking=True)
+            first += len(each)
+        filled[first:] = filled[:1]
+        return filled
 
-    def _staged(self, shape: tuple[int, ...]) -> Tensor:
-        """Return pinned memory that no batch under way is being copied from."""
-        if not self._staging or tuple(self._staging[0].shape) != shape:
-            # One more than are under way: a slot is written again only after its batch was collected.
-            self._staging = [
-                torch.zeros(shape, dtype=torch.uint8, pin_memory=True) for _ in range(self.depth + 1)
-            ]
-        self._staging.append(self._staging.pop(0))
-        return self._staging[-1]
+    @contextmanager
+    def pinned(self, memory: NDArray[np.uint8]) -> Iterator[None]:
+        """Pin ``memory`` for the block, so that a GPU copies batches that lie in it without this process."""
+        if self.device.type != "cuda":
+            yield
+            return
+        runtime: Any = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+        error = int(runtime.cudaHostRegister(memory.ctypes.data, memory.nbytes, 0))
+        if error:
+            self._say(f"the readers' memory cannot be pinned (CUDA error {error}): copying takes longer")
+        try:
+            yield
+        finally:
+            if not error:
+                torch.cuda.synchronize(self.device)
+                runtime.cudaHostUnregister(memory.ctypes.data)
 
     def _compile(self) -> Callable[[Tensor], Tensor]:
         if not self.encoder.castable:

@@ -4,22 +4,24 @@ Comes in: a config. Goes out: an ``Engine`` in the precision that suits the devi
 a run meet: its claims, and the features that are there.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from wsi_mil import store
+from wsi_mil import parallel, store
 from wsi_mil.config import EmbedConfig
 from wsi_mil.device import pick_device
 from wsi_mil.embed.engine import Engine
-from wsi_mil.embed.feed import ReadSettings
 from wsi_mil.embed.precision import Precision, choose
-from wsi_mil.embed.work import readers
 from wsi_mil.encoders import Encoder, load_encoder
 from wsi_mil.parallel import Outcome
+from wsi_mil.readers import Job, Readers, ReadSettings
+from wsi_mil.slide import bytes_on_disk
 
 _BATCH, _BATCH_GPU = 32, 256  # patches; on two CPU cores 8 to 32 are equally fast
-_READ = 64  # patches that a slide's reader hands over at a time, at most
+_SLOT = 64  # patches that a reader hands over at a time, at most
+_SLOTS = 2  # slots that each reader of a GPU has: one that it fills, and one that is waited for
+_CPU_THREADS = 4  # of a reader for a CPU: more than so many wait for each other
 
 
 def load(config: EmbedConfig) -> Encoder:
@@ -53,14 +55,33 @@ def set_up(config: EmbedConfig, encoder: Encoder, say: Callable[[str], None]) ->
     return engine, precision
 
 
-def settings(config: EmbedConfig, engine: Engine) -> ReadSettings:
-    """Return how slides are read for an engine: their readers share the memory.
+def readers_for(config: EmbedConfig, engine: Engine, jobs: Sequence[Job], patch_px: int) -> Readers:
+    """Return how slides are read for an engine, by how many readers and in how much memory.
 
-    Small pieces leave it to blocks; the feed makes batches of them.
+    A CPU that computes reads in between: few readers of several threads, which pause while it computes. A GPU
+    has a reader for each core that is its share, of a thread each; of few slides, some threads each.
     """
-    pieces = min(engine.batch_size, _READ)
-    memory_mib = config.memory_mib // max(readers(engine.device), 1)
-    return ReadSettings(pieces, config.workers, memory_mib, config.max_broken)
+    cpu = engine.device.type == "cpu"
+    cores = max(1, parallel.cpu_count() // max(len(config.devices), 1))
+    count = config.readers or (-(-cores // _CPU_THREADS) if cpu else max(1, cores - 1))
+    count = max(1, min(count, len(jobs)))
+    threads = config.workers or max(1, cores // count)
+    slot = min(engine.batch_size, _SLOT)
+    batches = -(-engine.batch_size // slot) * (engine.depth + (0 if cpu else 2))
+    return Readers(
+        count=count,
+        slots=batches + (1 if cpu and count == 1 else _SLOTS * count),
+        slot_patches=slot,
+        patch_px=patch_px,
+        settings=ReadSettings(threads, 2 if threads > 1 else 1, config.memory_mib, config.max_broken),
+        limits=lambda job: parallel.limits_of(
+            config.slide_timeout,
+            config.slide_memory_mib,
+            count * max(len(config.devices), 1),
+            size=bytes_on_disk(job.patches.slide_path),
+            patches=job.count,
+        ),
+    )
 
 
 def there(target: store.FeatureStore, slide_id: str, reason: str = "") -> Outcome:

@@ -20,9 +20,8 @@ from wsi_mil import config as configs
 from wsi_mil import parallel, store
 from wsi_mil.config import EmbedConfig
 from wsi_mil.embed import devices
-from wsi_mil.embed.feed import Job, read_job
 from wsi_mil.embed.interrupts import held_back
-from wsi_mil.embed.machine import claims_folder, elsewhere, load, set_up, settings, there
+from wsi_mil.embed.machine import claims_folder, elsewhere, load, readers_for, set_up, there
 from wsi_mil.embed.precision import Precision
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.table import Table
@@ -31,6 +30,7 @@ from wsi_mil.embed.work import Work
 from wsi_mil.encoders import Encoder, check_fit
 from wsi_mil.errors import ConfigError, FormatError, StaleOutputError
 from wsi_mil.parallel import Outcome, StageResult, console
+from wsi_mil.readers import Job
 
 
 def run(config: EmbedConfig) -> StageResult:
@@ -93,7 +93,7 @@ class Plan:
     allowed: str
     """Words for a mismatch of encoder and patches that was allowed, or ""."""
     patch_px: int
-    """Side of the patches, for the log."""
+    """Side of the largest patches."""
 
     @property
     def patches(self) -> int:
@@ -154,9 +154,7 @@ def work(
 
     ready = time.perf_counter()
     with held_back() as check, store.Claims(claims_folder(config, encoder.name), run_name) as claims:
-        source = Source(
-            plan.jobs, claims, is_done, finished, lambda words: listener.say(f"embed: {words}"), check
-        )
+        source = Source(plan.jobs, claims, is_done, finished, lambda words: listener.say(f"embed: {words}"))
         worker = Work(
             engine=engine,
             precision=precision,
@@ -165,16 +163,18 @@ def work(
             advance=listener.advance,
             finished=finished,
         )
-        read = read_job(
-            settings(config, engine), lambda words: listener.say(f"embed: some slides are {words}")
+        readers = readers_for(config, engine, plan.jobs, plan.patch_px)
+        spent = worker.run(
+            source, readers, lambda words: listener.say(f"embed: some slides are {words}"), check
         )
-        worker.run(source, read, source.stop, check)
+    listener.say(f"embed: {spent.words(str(engine.device))}")
     facts: dict[str, Any] = {
         "device": str(engine.device),
         "precision": str(precision),
         "compiled": config.compile,
     }
     facts |= {"setup_seconds": ready - start, "embed_seconds": time.perf_counter() - ready}
+    facts |= spent.facts(str(engine.device))
     if engine.batch_size < batch_size:
         facts["batch_size_that_fits"] = engine.batch_size
     return facts
@@ -194,7 +194,7 @@ def on_cluster(
     tasks = {}
     for job in plan.jobs:
         patches = store.patches_path(config.run, job.slide_id)
-        rest = job.slide_id, job.count, job.record, plan.allowed, run_name
+        rest = job.slide_id, job.count, plan.patch_px, job.record, plan.allowed, run_name
         tasks[job.slide_id] = EmbedTask(config, patches, *rest)
     place = parallel.Place(
         cluster=config, shared=config.run, alone=True, resource="GPU",
@@ -255,7 +255,7 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
             else:
                 read = functools.partial(store.read_patches, path)
                 jobs.append(Job(patches.slide_id, len(patches.coords), read, record))
-                patch_px = patches.geometry.patch_px
+                patch_px = max(patch_px, patches.geometry.patch_px)
         except StaleOutputError:
             raise
         except FormatError as error:

@@ -4,22 +4,21 @@ Comes in: the slides to embed. Goes out: one ``Job`` after the other, claimed by
 another process works on is waited for at the end, and taken over if that process is gone.
 """
 
-import threading
+import time
 from collections.abc import Callable, Iterator
 
 from wsi_mil import store
-from wsi_mil.embed.feed import Job
 from wsi_mil.errors import FormatError, StoreError
 from wsi_mil.parallel import Outcome
+from wsi_mil.readers import Job
 
 _LOOK_S = 1.0  # how often a slide that others work on is looked at
 
 
 class Source:
-    """Iterate over it for jobs; None says that the next one depends on others.
+    """Gives jobs by ``take``; ``over`` when there will be no more.
 
-    ``stop`` ends the waiting, as does what ``check`` raises. ``finished`` is called for slides that others
-    did. ``is_done`` tells whether a job's features are there.
+    ``finished`` is called for slides that others did. ``is_done`` tells whether a job's features are there.
     """
 
     def __init__(
@@ -29,23 +28,30 @@ class Source:
         is_done: Callable[[Job], bool],
         finished: Callable[[Job, Outcome], None],
         say: Callable[[str], None],
-        check: Callable[[], None] = lambda: None,
     ) -> None:
         """Take nothing yet."""
-        self.stop = threading.Event()
+        self.over = not jobs
         self._left = list(jobs)
         self._claims, self._is_done, self._finished, self._say = claims, is_done, finished, say
-        self._check = check
         self._others: dict[str, str] = {}
+        self._jobs = self._claimed()
+        self._looked = 0.0
 
-    def __iter__(self) -> Iterator[Job | None]:
-        """Yield each slide once it is ours; may be used by one thread at a time."""
+    def take(self) -> Job | None:
+        """Return the next slide that is ours now; None where others work on those that are left."""
+        if time.monotonic() - self._looked < _LOOK_S:
+            return None
+        job = next(self._jobs, None)
+        self.over = not self._left
+        if job is None:
+            self._looked = time.monotonic()
+        return job
+
+    def _claimed(self) -> Iterator[Job | None]:
         told = False
-        while self._left and not self.stop.is_set():
+        while self._left:
             before = len(self._left)
             for job in list(self._left):
-                if self.stop.is_set():
-                    return
                 ours = False
                 try:
                     if self._claims.take(job.slide_id):
@@ -66,8 +72,6 @@ class Source:
                     self._say(f"waiting for {len(self._left)} slides that {who} work on")
                     told = True
                 yield None
-                self._check()
-                self.stop.wait(_LOOK_S)
 
     def _done_by_others(self, job: Job) -> bool:
         if not self._is_done(job):

@@ -15,13 +15,13 @@ import torch
 from wsi_mil import parallel, store
 from wsi_mil.config import EmbedConfig
 from wsi_mil.embed.engine import Engine
-from wsi_mil.embed.feed import Job, read_job
-from wsi_mil.embed.machine import claims_folder, elsewhere, load, set_up, settings
+from wsi_mil.embed.machine import claims_folder, elsewhere, load, readers_for, set_up
 from wsi_mil.embed.precision import Precision
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.work import Work
 from wsi_mil.errors import ConfigError
 from wsi_mil.parallel import Outcome, console
+from wsi_mil.readers import Job
 
 _ready: dict[str, tuple[Engine, Precision]] = {}  # one at most: the encoder of this worker
 
@@ -38,6 +38,7 @@ class EmbedTask:
     patches: Path
     slide_id: str
     count: int
+    patch_px: int
     record: dict[str, Any]
     allowed: str
     run_name: str
@@ -80,7 +81,7 @@ def embed_one(task: EmbedTask) -> Outcome:
             engine=engine, precision=precision, target=target, allowed=task.allowed,
             advance=lambda _: None, finished=finished,
         )  # fmt: skip
-        work.run(source, read_job(settings(config, engine), _say), source.stop, lambda: None)
+        work.run(source, readers_for(config, engine, [job], task.patch_px), _say, lambda: None)
     (outcome,) = ended
     used = {"device": str(engine.device), "precision": str(precision)}
     return replace(outcome, facts={**outcome.facts, **used})

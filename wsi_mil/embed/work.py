@@ -3,10 +3,9 @@
 Comes in: jobs. Goes out: features, and an ``Outcome`` for each slide.
 """
 
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -14,17 +13,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from wsi_mil import store
+from wsi_mil import blocks, parallel, store
 from wsi_mil.blocks import BrokenPatch
 from wsi_mil.embed.engine import Engine
-from wsi_mil.embed.feed import Batch, Feed, Job, Part, Reader, ReadSettings, read_open_slide
 from wsi_mil.embed.precision import Precision
+from wsi_mil.embed.spent import Spent
 from wsi_mil.embed.writing import Writing
 from wsi_mil.encoders import Encoder
 from wsi_mil.parallel import Outcome
+from wsi_mil.readers import Batch, Feed, Job, Part, Readers, ReadSettings, Source, read_open_slide
 from wsi_mil.slide import Slide
 
-_READERS = 2  # slides that are open at a time where a GPU computes: one is opened while one is read
+_AHEAD = 2  # batches that threads of this process read ahead
 
 
 @dataclass(frozen=True)
@@ -66,28 +66,34 @@ def embed_slide(
     device = device or encoder.device
     engine = Engine(encoder, device, precision, batch_size=batch_size)
     job = Job.of(patches)
-    settings = ReadSettings(batch_size, workers, memory_mib, max_broken)
     features = np.empty((len(patches.coords), encoder.dim), dtype=np.float16)
     present = np.zeros(len(features), dtype=bool)
 
-    def read(job: Job) -> Generator[Part]:
-        yield from read_open_slide(slide, job, settings)
+    def note(words: str) -> None:
+        job.read_by = words
 
-    feed = Feed([job], read, batch_size, readers=0)
-    with closing(compute(feed, engine)) as computed:
+    threads = workers or parallel.cpu_count()
+    settings = ReadSettings(threads, _AHEAD if threads > 1 else 1, memory_mib, max_broken)
+    take = blocks.own_memory(batch_size, patches.geometry.patch_px)
+    parts = read_open_slide(slide, patches, take, settings, note)
+    with closing(parts), closing(compute(_batches(parts, job), engine)) as computed:
         for batch, values in computed:
-            for _, rows in batch.rows:
-                features[rows], present[rows] = values, True
-                if advance:
-                    advance(len(rows))
-    if job.error:
-        raise job.error
-    broken = tuple(sorted(job.broken, key=lambda each: each.index))
-    if advance and broken:
-        advance(len(broken))
+            (_, rows), *_ = batch.rows
+            good = rows >= 0
+            features[rows[good]], present[rows[good]] = values[good], True
+            if advance:
+                advance(len(rows))
     index = np.flatnonzero(present)
     kept = features if len(index) == len(features) else features[index]
+    broken = tuple(sorted(job.broken, key=lambda each: each.index))
     return Embedding(kept, index, broken, job.read_wait, job.compute, job.read_by)
+
+
+def _batches(parts: Iterable[Part], job: Job) -> Iterator[Batch]:
+    """Yield the parts of one slide as batches of their own."""
+    for each in parts:
+        job.broken += each.broken
+        yield Batch((each.patches,), ((job, each.rows),), ())
 
 
 def encode(
@@ -99,8 +105,13 @@ def encode(
     return engine.result()[0]
 
 
-def compute(feed: Feed, engine: Engine) -> Generator[tuple[Batch, NDArray[np.float16]]]:
-    """Yield each batch of a feed with its features (n, D), in order; jobs are told the seconds they took."""
+def compute(
+    batches: Iterable[Batch], engine: Engine, feed: Feed | None = None
+) -> Generator[tuple[Batch, NDArray[np.float16]]]:
+    """Yield each batch with its features (n, D), in order; jobs are told the seconds they took.
+
+    ``feed``, where they come from, is given back what was computed.
+    """
     under_way: deque[Batch] = deque()
     none = np.empty((0, engine.encoder.dim), np.float16)
 
@@ -111,34 +122,27 @@ def compute(feed: Feed, engine: Engine) -> Generator[tuple[Batch, NDArray[np.flo
         features, seconds = engine.result()
         for job, rows in batch.rows:
             job.compute += seconds * len(rows) / len(features)
-        feed.batch_size = min(feed.batch_size, engine.batch_size)  # less after memory ran out
+        if feed is not None:
+            feed.release(batch)
+            feed.batch_size = min(feed.batch_size, engine.batch_size)  # less after memory ran out
         return batch, features
 
     start = time.perf_counter()
-    with closing(iter(feed)) as batches:
-        for batch in batches:
-            waited = time.perf_counter() - start
-            for job, rows in batch.rows:
-                job.read_wait += waited * len(rows) / len(batch.patches)
-            while engine.under_way >= engine.depth:
+    for batch in batches:
+        waited = time.perf_counter() - start
+        for job, rows in batch.rows:
+            job.read_wait += waited * len(rows) / batch.count
+        while engine.under_way >= engine.depth:
+            yield collect()
+        if batch.rows:
+            engine.submit(*batch.pieces)
+        under_way.append(batch)
+        if engine.device.type == "cpu" or not batch.rows:
+            while under_way:  # the CPU computes when it is told to: nothing runs ahead
                 yield collect()
-            if batch.rows:
-                engine.submit(batch.patches)
-            under_way.append(batch)
-            if engine.device.type == "cpu" or not batch.rows:
-                while under_way:  # the CPU computes when it is told to: nothing runs ahead
-                    yield collect()
-            start = time.perf_counter()
+        start = time.perf_counter()
     while under_way:
         yield collect()
-
-
-def readers(device: torch.device) -> int:
-    """Return how many slides are read ahead of a device: see ``Feed``.
-
-    A CPU that computes reads in between, with all its cores: threads that read beside it cost more.
-    """
-    return 0 if device.type == "cpu" else _READERS
 
 
 @dataclass(frozen=True)
@@ -157,33 +161,46 @@ class Work:
     finished: Callable[[Job, Outcome], None]
 
     def run(
-        self, jobs: Iterable[Job | None], read: Reader, stop: threading.Event, check: Callable[[], None]
-    ) -> None:
-        """Embed every job and write its features; ``stop`` is what the source of the jobs looks at.
+        self, source: Source, readers: Readers, say: Callable[[str], None], check: Callable[[], None]
+    ) -> Spent:
+        """Embed every job and write its features; return what the time went into.
 
-        ``check`` is called between batches, and while one is waited for: what it raises ends the work.
+        ``say`` is told how slides are read that are not read by their blocks. ``check`` is called between
+        batches, and while one is waited for: what it raises ends the work.
 
         Raises:
-            ConfigError: the device's memory does not suffice for a single patch.
+            ConfigError: the device's memory does not suffice for a single patch, or no reader can be started.
         """
-        feed = Feed(jobs, read, self.engine.batch_size, readers(self.engine.device), stop, check)
-        try:
-            # However it ends, the readers end first, then the writer: none is left with a file in its hands.
-            with (
-                Writing(self.target, self._head, self.finished) as writing,
-                closing(compute(feed, self.engine)) as computed,
-            ):
-                for batch, features in computed:
-                    check()
-                    first = 0
-                    for job, rows in batch.rows:
-                        writing.put(job, rows, features[first : first + len(rows)])
-                        first += len(rows)
-                        self.advance(len(rows))
-                    for job in batch.ends:
-                        writing.end(job)
-        finally:
-            stop.set()
+        feed = Feed(source, readers, self.engine.batch_size, say, check)
+        spent = Spent(feed.times)
+        start = time.perf_counter()
+        # However it ends, the readers end first, then the writer: none is left with a file in its hands.
+        with (
+            Writing(self.target, self._head, self.finished) as writing,
+            self.engine.pinned(feed.ring.memory),
+            closing(iter(feed)) as batches,
+            closing(compute(spent.waited_for(batches), self.engine, feed)) as computed,
+        ):
+            for batch, features in computed:
+                check()
+                given = time.perf_counter()
+                spent.patches += self._give(writing, batch, features)
+                spent.writing += time.perf_counter() - given
+        spent.seconds, spent.computing = time.perf_counter() - start, self.engine.seconds
+        return spent
+
+    def _give(self, writing: Writing, batch: Batch, features: NDArray[np.float16]) -> int:
+        """Hand the features of a batch to the writer; return how many patches they are of."""
+        first = count = 0
+        for job, rows in batch.rows:
+            good = rows >= 0
+            writing.put(job, rows[good], features[first : first + len(rows)][good])
+            first += len(rows)
+            count += int(good.sum())
+        for job in batch.ends:
+            writing.end(job)
+        self.advance(count)
+        return count
 
     def _head(self, job: Job) -> store.FeaturesHead:
         patches, encoder = job.patches, self.engine.encoder

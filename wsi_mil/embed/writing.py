@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from wsi_mil import parallel, store
 from wsi_mil.blocks import BrokenPatch
-from wsi_mil.embed.feed import Job
 from wsi_mil.parallel import Outcome
+from wsi_mil.readers import Job
 from wsi_mil.store import FeaturesHead, FeaturesWriter
 
 _WAITING = 8  # batches that were computed and not yet written

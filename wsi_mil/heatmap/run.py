@@ -56,8 +56,11 @@ def run(config: HeatmapConfig) -> StageResult:
         record["model"] = name
         try:
             # alone: the library that draws is not for several threads
-            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, alone=True)
-            outcomes = parallel.map_slides(draw, tasks, title="heatmap", place=place, cost=_cost(config))
+            cost = _cost(config)
+            place = parallel.Place(
+                workers=config.workers, cluster=config, shared=config.run, alone=True, limits=_limits(cost)
+            )
+            outcomes = parallel.map_slides(draw, tasks, title="heatmap", place=place, cost=cost)
         finally:
             store.sweep(output)
         if config.faithfulness or config.annotations is not None:
@@ -91,6 +94,13 @@ def _cost(config: HeatmapConfig) -> Callable[[Task], float]:
     rows = store.read_csv(config.run / "embed" / "slides.csv")
     patches = {row["slide_id"]: float(row.get("patches") or 0) for row in rows}
     return lambda task: patches.get(task.slide_id, 0.0)
+
+
+def _limits(cost: Callable[[Task], float]) -> Callable[[Task, int], parallel.Limits]:
+    """Return what says what a slide may take."""
+    return lambda task, processes: parallel.limits_of(
+        task.config.slide_timeout, task.config.slide_memory_mib, processes, patches=cost(task)
+    )
 
 
 def _measured(

@@ -1,7 +1,7 @@
 """Slides on a Dask cluster: each worker has one slide per slot, and nothing waits at a worker.
 
 Comes in: a picklable function and tasks; the address of a scheduler, or word to start one here. Goes out: an
-``Outcome`` per slide, as they end. It and ``worker`` alone import Dask.
+``Outcome`` per slide, as they end. It, ``local`` and ``worker`` alone import Dask.
 
 Which slide goes where is this module's own (``board``): Dask's scheduler would hand slides out ahead, blame
 those that merely waited for the death of their worker, and retry as often as *its* settings say. What it is
@@ -25,15 +25,15 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Future, KilledWorker, LocalCluster
+from distributed import Client, Future, KilledWorker
 
 import wsi_mil
 from wsi_mil.config import ClusterConfig
 from wsi_mil.errors import ClusterError
 from wsi_mil.parallel.board import Board, Seat
+from wsi_mil.parallel.local import local_scheduler
 from wsi_mil.parallel.outcome import Outcome, Task, Work
 from wsi_mil.parallel.places import Place
-from wsi_mil.parallel.processes import cpu_count, without_interrupts
 from wsi_mil.parallel.progress import Watch, console
 from wsi_mil.parallel.shared import absolute, beacon_in, wait_for
 from wsi_mil.parallel.worker import about, at_work, work_on
@@ -68,26 +68,6 @@ def on_cluster(
         work = _Work(client, function, tasks, title, place, watch, beacon)
         stack.callback(work.close)
         yield from work.run()
-
-
-@contextmanager
-def local_scheduler(workers: int = 0) -> Iterator[str]:
-    """Start a Dask cluster on this machine, ``workers`` processes of a thread each; yield its address.
-
-    0 is one per core. It ends with the block.
-    """
-    with without_interrupts():  # it is this process that ends the others
-        cluster = LocalCluster(
-            n_workers=workers or cpu_count(),
-            threads_per_worker=1,
-            processes=True,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-            memory_limit=0,  # else each has its part of the machine's: it is paused near that, and killed
-        )
-    with cluster:
-        yield str(cluster.scheduler_address)
 
 
 @contextmanager
@@ -218,11 +198,16 @@ class _Work:
             slide_id, seat = given
             # Packed, for the worker to unpack: the scheduler looks into tasks, and would import torch.
             packed = pickle.dumps((self._function, absolute(self._tasks[slide_id])))
+            limits = self._place.limits and self._place.limits(self._tasks[slide_id], self._beside(seat))
             self._futures[slide_id] = self._submit(
                 seat.address, f"{self._title}-{slide_id}",
-                work_on, slide_id, packed, self._place.alone, self._topic,
+                work_on, slide_id, packed, limits, self._place.alone, self._topic,
             )  # fmt: skip
             self._watch.begin(slide_id, seat.address)
+
+    def _beside(self, seat: Seat) -> int:
+        """Return how many slides are worked on at a time on a worker's machine."""
+        return sum(each.slots for each in self._board.seats.values() if each.host == seat.host)
 
     def _submit(self, address: str, name: str, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
         resource = self._place.resource

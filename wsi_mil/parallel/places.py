@@ -1,16 +1,19 @@
-"""Map a function over slides: in this process, in local processes, or on a Dask cluster.
+"""Map a function over slides: in local processes, or on a Dask cluster.
 
 Comes in: a picklable function of one task, and a task per slide id. Goes out: one ``Outcome`` per slide. It
 knows nothing of slides, stages or files, but for the folder that all workers of a cluster must see.
 """
 
+import functools
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from wsi_mil.config import ClusterConfig
-from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt
+from wsi_mil.parallel.guard import Limits
+from wsi_mil.parallel.outcome import Outcome, Task, Work
 from wsi_mil.parallel.processes import cpu_count, in_processes
 from wsi_mil.parallel.progress import Watch, progress
 
@@ -19,11 +22,13 @@ from wsi_mil.parallel.progress import Watch, progress
 class Place:
     """Where slides are worked on, and what each needs there.
 
-    ``workers``: processes of this machine (0: one per core; 1: this process). ``cluster`` names a cluster
-    instead. Its workers must see the folder ``shared`` under its path. ``alone``: a worker's process takes
-    one slide at a time, with all of its threads; else one per thread. ``resource``: where workers offer it
-    (``dask worker --resources "GPU=1"``), only they are asked, for one of it per slide. ``prepare`` is called
-    once in each worker before its first slide; one where it fails is left out, and said.
+    ``workers``: processes of this machine (0: one per core). ``cluster`` names a cluster instead. Its workers
+    must see the folder ``shared`` under its path. ``alone``: a worker's process takes one slide at a time,
+    with all of its threads; else one per thread. ``resource``: where workers offer it (``dask worker
+    --resources "GPU=1"``), only they are asked, for one of it per slide. ``prepare`` is called once in each
+    worker before its first slide; one where it fails is left out, and said. ``limits`` says what a slide's
+    task may take, of so many processes on one machine. Without it nothing limits a slide, and a cluster's
+    worker does it in its own process, where what ``prepare`` made is at hand.
     """
 
     workers: int = 0
@@ -32,6 +37,7 @@ class Place:
     alone: bool = False
     resource: str = ""
     prepare: Callable[[], None] | None = None
+    limits: Callable[[Any, int], Limits] | None = None
 
 
 def map_slides(
@@ -45,10 +51,9 @@ def map_slides(
 ) -> list[Outcome]:
     """Return the outcome of ``function`` on each slide's task, in the order of ``tasks``.
 
-    ``workers`` 0 is one process per core; 1 (or a single task) works in this process; ``place`` says more,
-    and in its stead. ``cost`` says how much work a task is, in any unit: the largest is begun first, so that
-    it does not end last. A process that dies (out of memory, a crash in a C library) fails only the slide
-    that killed it: the slides that were in flight are tried again.
+    ``workers`` 0 is one process per core; ``place`` says more, and in its stead. ``cost`` says how much work
+    a task is, in any unit: the largest is begun first, so that it does not end last. A process that dies (out
+    of memory, a crash in a C library) fails only the slide that it had.
 
     Raises:
         ClusterError: the cluster is not to be had, or was lost on the way.
@@ -83,11 +88,13 @@ def as_they_end(
         from wsi_mil.parallel.cluster import on_cluster  # noqa: PLC0415
 
         yield from on_cluster(function, tasks, title, place, watch)
-    elif workers > 1:
-        yield from in_processes(function, tasks, workers, watch)
     else:
-        for slide_id, task in tasks.items():
-            yield attempt(slide_id, function, task)
+        limits = functools.partial(_limits, place.limits, workers) if place.limits else None
+        yield from in_processes(function, tasks, workers, watch, limits)
+
+
+def _limits(limits: Callable[[Any, int], Limits], processes: int, task: Any) -> Limits:
+    return limits(task, processes)
 
 
 @contextmanager
@@ -96,7 +103,7 @@ def local_cluster(workers: int = 0) -> Iterator[str]:
 
     ``workers`` processes of a thread each; 0 is one per core.
     """
-    from wsi_mil.parallel.cluster import local_scheduler  # noqa: PLC0415 - as above
+    from wsi_mil.parallel.local import local_scheduler  # noqa: PLC0415 - as above
 
     with local_scheduler(workers) as address:
         yield address

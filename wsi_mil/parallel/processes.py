@@ -1,22 +1,24 @@
-"""Slides in processes of this machine.
+"""Slides in processes of this machine, each watched.
 
-Comes in: a picklable function and tasks. Goes out: an ``Outcome`` per slide, as they end. A process that dies
-fails only the slide that killed it.
+Comes in: a picklable function and tasks. Goes out: an ``Outcome`` per slide, as they end. A process that
+dies, hangs or takes too much memory fails the slide that it had, and no other.
 """
 
-import multiprocessing
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+import pickle
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass
+from multiprocessing.connection import wait
 
-from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt
+from wsi_mil.parallel import children
+from wsi_mil.parallel.child import OneSlide
+from wsi_mil.parallel.guard import Guard, Limits
+from wsi_mil.parallel.outcome import Outcome, Task, Work
 from wsi_mil.parallel.progress import Watch
 
-_LOOK_S = 5.0  # how often stragglers are looked for
+_LOOK_S = 0.25  # how often children that were ended are looked for, should their channel not say so
 
 _share: int | None = None  # cores of the task that this process works on, where that is not all of them
 
@@ -34,94 +36,102 @@ def limit_cores(count: int | None) -> None:
     _share = count
 
 
+@dataclass
+class _Sitting:
+    """A slide that a child has in hand."""
+
+    slide_id: str
+    child: children.Child
+    started: float
+
+
 def in_processes(
     function: Work[Task],
     tasks: Mapping[str, Task],
     workers: int,
     watch: Watch,
-) -> Iterator[Outcome]:
-    """Yield what became of each slide, of ``workers`` at a time; they are begun in the order of ``tasks``."""
-    waiting = dict(tasks)
-    suspects: dict[str, Task] = {}
-    while waiting or suspects:
-        # After a crash the slides that were in flight run alone, so that the next crash has one name.
-        alone = bool(suspects)
-        batch = dict([suspects.popitem()]) if alone else waiting
-        with _pool(1 if alone else workers) as pool:
-            futures = {
-                pool.submit(attempt, slide_id, function, task): slide_id for slide_id, task in batch.items()
-            }
-            pending: set[Future[Outcome]] = set(futures)
-            broken = False
-            while pending and not broken:
-                ready, pending = wait(pending, timeout=_LOOK_S, return_when=FIRST_COMPLETED)
-                for future in pending:
-                    if future.running():
-                        watch.begin(futures[future])
+    limits: Callable[[Task], Limits] | None = None,
+) -> Generator[Outcome]:
+    """Yield what became of each slide, of ``workers`` at a time; they are begun in the order of ``tasks``.
+
+    ``limits`` says what a slide may take.
+    """
+
+    def packed(slide_id: str) -> tuple[bytes, Limits]:
+        task = tasks[slide_id]
+        return pickle.dumps((function, task)), limits(task) if limits else Limits()
+
+    yield from _one_by_one(tasks, packed, workers, watch)
+
+
+def in_process(slide_id: str, packed: bytes, limits: Limits) -> Outcome:
+    """Return what became of one slide in a process of its own; ``packed`` is a pickled (function, task)."""
+    (outcome,) = _one_by_one([slide_id], lambda _: (packed, limits), 1, Watch("", {}))
+    return outcome
+
+
+def _one_by_one(
+    slide_ids: Iterable[str], packed: Callable[[str], tuple[bytes, Limits]], workers: int, watch: Watch
+) -> Generator[Outcome]:
+    """Yield the slides' outcomes.
+
+    A slide whose process was killed from outside (the system does that where memory runs out, and may hit the
+    wrong one) is tried once more.
+    """
+    waiting = deque(slide_ids)
+    at_work: list[_Sitting] = []
+    again: set[str] = set()
+    ended: list[Outcome] = []
+    try:
+        with Guard() as guard:
+            while waiting or at_work or ended:
+                while waiting and len(at_work) < workers:
+                    at_work.append(_begin(waiting.popleft(), packed, guard))
+                    watch.begin(at_work[-1].slide_id)
+                yield from ended  # only now: the children have something to do meanwhile
+                ended.clear()
+                ready = wait([each.child.channel for each in at_work], timeout=_LOOK_S)
                 watch.say()
-                for future in ready:
-                    slide_id = futures[future]
-                    watch.end(slide_id)
-                    try:
-                        outcome = future.result()
-                    except BrokenProcessPool:
-                        broken = True
-                        continue
-                    waiting.pop(slide_id, None)
-                    yield outcome
-        if not broken:
-            continue
-        if alone:
-            (slide_id,) = batch
-            yield Outcome(
-                slide_id=slide_id,
-                status="failed",
-                reason="the process that worked on it died twice (out of memory, or a crash in a library)",
-            )
-        else:
-            # Any of the first few that had no result may be the culprit: tasks are taken in order.
-            suspects = dict(list(waiting.items())[: 2 * workers + 1])
-            for slide_id in suspects:
-                del waiting[slide_id]
-
-
-@contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    # "spawn": OpenSlide, OpenCV and torch hold threads and locks that do not survive a fork.
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=enter_worker)
-    try:
-        yield pool
-    except BaseException:
-        # Ctrl-C: do not wait for slides in flight; their temporary files are swept by the stage.
-        for process in list(pool._processes.values()):
-            process.terminate()
-        pool.shutdown(wait=True, cancel_futures=True)
-        raise
-    pool.shutdown(wait=True)
-
-
-def enter_worker() -> None:
-    """Leave Ctrl-C to the parent, and end when it is gone: a killed parent cannot end its workers."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-@contextmanager
-def without_interrupts() -> Iterator[None]:
-    """Start processes that ignore Ctrl-C from their first moment on: it is the parent that ends them."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
+                for sitting in [s for s in at_work if s.child.channel in ready or s.child.ended_for]:
+                    guard.forget(sitting.child)
+                    at_work.remove(sitting)
+                    outcome = _outcome_of(sitting, again)
+                    if outcome is None:
+                        waiting.appendleft(sitting.slide_id)
+                        watch.drop(sitting.slide_id)
+                    else:
+                        watch.end(sitting.slide_id)
+                        ended.append(outcome)
     finally:
-        signal.signal(signal.SIGINT, previous)
+        # Ctrl-C: slides in flight are not waited for; their temporary files are swept by the stage.
+        for each in at_work:
+            each.child.close()
+
+
+def _begin(slide_id: str, packed: Callable[[str], tuple[bytes, Limits]], guard: Guard) -> _Sitting:
+    work, limits = packed(slide_id)
+    child = children.take()
+    guard.watch(child, limits)
+    child.ask(OneSlide(slide_id, work))
+    return _Sitting(slide_id, child, time.perf_counter())
+
+
+def _outcome_of(sitting: _Sitting, again: set[str]) -> Outcome | None:
+    """Return what became of a slide; None where it is to be tried once more."""
+    child, slide_id = sitting.child, sitting.slide_id
+    try:
+        if not child.ended_for:
+            outcome: Outcome = pickle.loads(child.channel.recv_bytes())
+            children.give_back(child)
+            return outcome
+    except (EOFError, OSError):
+        pass
+    innocent = child.killed_by_others and slide_id not in again
+    reason = child.how_it_ended()
+    child.close()
+    if innocent:
+        again.add(slide_id)
+        return None
+    seconds = time.perf_counter() - sitting.started
+    twice = ", twice" if slide_id in again else ""
+    return Outcome(slide_id=slide_id, status="failed", seconds=seconds, reason=reason + twice)

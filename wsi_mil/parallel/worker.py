@@ -14,8 +14,10 @@ from typing import Any
 import distributed
 
 import wsi_mil
+from wsi_mil.parallel.child import unpacked
+from wsi_mil.parallel.guard import Limits
 from wsi_mil.parallel.outcome import attempt, contained
-from wsi_mil.parallel.processes import limit_cores
+from wsi_mil.parallel.processes import in_process, limit_cores
 
 _SEE_S = 5.0  # how long a worker looks for a file that was just written: file systems on a network are late
 
@@ -41,16 +43,14 @@ def at_work(dask_worker: distributed.Worker) -> set[Any]:
     return {each.key for each in (*dask_worker.state.executing, *dask_worker.state.long_running)}
 
 
-def work_on(slide_id: str, packed: bytes, alone: bool, topic: str) -> None:
-    """Do one slide, and tell what became of it."""
+def work_on(slide_id: str, packed: bytes, limits: Limits | None, alone: bool, topic: str) -> None:
+    """Do one slide, and tell what became of it; with ``limits`` in a process that may die of it."""
     worker = distributed.get_worker()
     limit_cores(worker.state.nthreads if alone else 1)
     with _alone if alone else nullcontext():
-        outcome = attempt(slide_id, _unpacked, packed)
+        if limits is None:
+            outcome = attempt(slide_id, unpacked, packed)
+        else:
+            outcome = in_process(slide_id, packed, limits)
     # Not the task's result: that would be asked for and fetched, at twice the cost.
     worker.log_event(topic, pickle.dumps((worker.get_current_task(), outcome)))
-
-
-def _unpacked(packed: bytes) -> Any:
-    function, task = pickle.loads(packed)
-    return function(task)

@@ -13,6 +13,7 @@ import fsspec
 import openslide
 import tiffslide
 
+from wsi_mil import pulse
 from wsi_mil.config import Icc, Location
 from wsi_mil.errors import SlideError
 from wsi_mil.slide.reading import TIFF_ERRORS, Reader, Slide
@@ -53,6 +54,7 @@ def open_slide(
         raise SlideError("where the slide lies is not known: its patches were imported without --slides.")
     if isinstance(path, Path) and not path.exists():
         raise SlideError(f"{path}: no such file.")
+    pulse.at(f"opening {path}")
     readers: tuple[Reader, ...] = ("openslide", "tiffslide") if isinstance(path, Path) else ("tiffslide",)
     if reader != "auto" and reader not in readers:
         raise SlideError(f"{path}: OpenSlide reads local files only; leave --reader auto.")

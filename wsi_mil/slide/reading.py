@@ -16,6 +16,7 @@ import openslide
 from numpy.typing import NDArray
 from PIL import Image, ImageColor
 
+from wsi_mil import pulse
 from wsi_mil.config import Icc, Location
 from wsi_mil.errors import SlideError
 from wsi_mil.geometry import is_whole, pick_level
@@ -225,6 +226,7 @@ class Slide:
     def _region(self, level: int, x: int, y: int, width: int, height: int) -> NDArray[np.uint8]:
         """Return RGB pixels that lie wholly inside a level."""
         location = round(x * self.downsamples[level]), round(y * self.downsamples[level])
+        pulse.beat()
         try:
             if self._lock is None:
                 region = self._handle.read_region(location, level, (width, height))

@@ -58,7 +58,7 @@ def run(config: TileConfig) -> StageResult:
         _name_others(all_entries, config)
         tasks = {entry.slide_id: (entry, config) for entry in entries}
         try:
-            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run)
+            place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, limits=_limits)
             outcomes = parallel.map_slides(_tile_one, tasks, title="tile", place=place, cost=_cost)
         finally:
             for each in runs:
@@ -155,6 +155,13 @@ def _name_others(entries: list[SlideEntry], config: TileConfig) -> None:
             f"part of the run: {', '.join(others[:5])}{', ...' if len(others) > 5 else ''}",
             markup=False,
         )
+
+
+def _limits(task: tuple[SlideEntry, TileConfig], processes: int) -> parallel.Limits:
+    entry, config = task
+    return parallel.limits_of(
+        config.slide_timeout, config.slide_memory_mib, processes, size=bytes_on_disk(entry.path)
+    )
 
 
 def _cost(task: tuple[SlideEntry, TileConfig]) -> float:
