@@ -15,7 +15,7 @@ import timm
 import torch
 
 from tests.conftest import break_blocks
-from wsi_mil import embed, store, tile
+from wsi_mil import embed, parallel, store, tile
 from wsi_mil.blocks import table
 from wsi_mil.config import EmbedConfig, TileConfig
 from wsi_mil.encoders import load_encoder
@@ -221,7 +221,7 @@ def test_unreadable_patches_are_left_out_counted_and_named(tiled, weights, tmp_p
     assert "a: left out 1 of 12 patches" in capfd.readouterr().err
 
 
-def test_features_are_the_same_through_blocks_and_through_slide(tiled, weights, monkeypatch, capfd):
+def test_features_are_the_same_through_blocks_and_through_slide(tiled, weights, monkeypatch, capfd, tmp_path):
     patches = store.read_patches(tiled / "patches" / "a.h5")
     encoder = load_encoder(TINY, weights)
     geometry = dataclasses.replace(patches.geometry, mpp=0.65, patch_px=128, patch_size_l0=128 * 1.3)
@@ -236,8 +236,12 @@ def test_features_are_the_same_through_blocks_and_through_slide(tiled, weights, 
         cosine = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
         assert cosine.min() > 0.9999
         monkeypatch.undo()
-    monkeypatch.setattr(table, "PLAIN_VENDORS", ())
+    # The readers are processes of their own: they import this as they start.
+    (tmp_path / "sitecustomize.py").write_text("from wsi_mil.blocks import table\ntable.PLAIN_VENDORS = ()\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    parallel.end_idle()
     embed.run(EmbedConfig(run=tiled, encoder=TINY, weights=weights))
+    parallel.end_idle()
     said = "embed: some slides are read through openslide: {} slides have no plain grid of blocks"
     printed = capfd.readouterr().err
     assert [printed.count(said.format(vendor)) for vendor in ("aperio", "generic-tiff")] == [1, 1]

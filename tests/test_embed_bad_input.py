@@ -137,9 +137,9 @@ def test_an_encoder_that_does_not_exist(embed, run):
 
 
 def test_offline_names_the_file_and_opens_no_slide(embed, run, tiled, monkeypatch):
-    from wsi_mil.embed import feed
+    from wsi_mil.parallel import children
 
-    monkeypatch.setattr(feed, "open_slide", lambda *_: pytest.fail("a slide was opened"))
+    monkeypatch.setattr(children, "take", lambda: pytest.fail("a reader was started"))
     code, _, err = embed("--offline", weights=None, encoder="hf-hub:nobody/no-such-encoder")
     assert code == 2
     assert re.search(r"config.json of hf-hub:nobody/no-such-encoder is not in the cache .*--offline", err)

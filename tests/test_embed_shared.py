@@ -54,16 +54,15 @@ def run(cohort, tmp_path):
     return copy_of(cohort / "tiled", tmp_path / "run")
 
 
-DRIVER = """
-import sys, time
+EVERYWHERE = """
+import os, time
 from pathlib import Path
-from wsi_mil import cli
-from wsi_mil.embed import feed, source
+from wsi_mil.readers import job
 from wsi_mil.store import claims
 
-gate, expiry, slow = Path(sys.argv[1]), float(sys.argv[2]), float(sys.argv[3])
-claims.EXPIRY_S, claims._TOUCH_S, source._LOOK_S = expiry, expiry / 5, 0.1
-plain = feed.check_inside
+gate, expiry, slow = Path(os.environ["GATE"]), float(os.environ["EXPIRY"]), float(os.environ["SLOW"])
+claims.EXPIRY_S, claims._TOUCH_S = expiry, expiry / 5
+plain = job.check_inside
 
 def check_inside(patches):
     plain(patches)
@@ -71,14 +70,24 @@ def check_inside(patches):
         log.write(f"{patches.slide_id}\\n")
     time.sleep(slow)
 
-feed.check_inside = check_inside
-if __name__ == "__main__":
-    (gate / f"ready-{time.time_ns()}").touch()
-    while not (gate / "go").exists():
-        time.sleep(0.01)
-    sys.exit(cli.main(sys.argv[4:]))
+job.check_inside = check_inside
 """
-"""The command, started at a sign, that notes each slide that it opens and takes its time with it."""
+"""sitecustomize.py, which every process imports: notes each slide that is opened, and takes its time."""
+
+DRIVER = """
+import os, sys, time
+from pathlib import Path
+from wsi_mil import cli
+from wsi_mil.embed import source
+
+source._LOOK_S = 0.1
+gate = Path(os.environ["GATE"])
+(gate / f"ready-{time.time_ns()}").touch()
+while not (gate / "go").exists():
+    time.sleep(0.01)
+sys.exit(cli.main(sys.argv[1:]))
+"""
+"""The command, started at a sign; nothing in it spares the processes that it starts from importing it."""
 
 
 class Driver:
@@ -86,21 +95,20 @@ class Driver:
         self.gate, self.cohort, self.run = tmp_path / "gate", cohort, run
         self.gate.mkdir()
         (self.gate / "driver.py").write_text(DRIVER)
+        (self.gate / "sitecustomize.py").write_text(EVERYWHERE)
         self.processes = []
 
     def start(self, *more, expiry=60.0, slow=0.15):
-        words = [
-            sys.executable,
-            self.gate / "driver.py",
-            self.gate,
-            expiry,
-            slow,
-            *command(self.cohort, self.run),
-        ]
+        words = [sys.executable, self.gate / "driver.py", *command(self.cohort, self.run)]
+        root = Path(__file__).parents[1]
+        environment = os.environ | {
+            "GATE": str(self.gate), "EXPIRY": str(expiry), "SLOW": str(slow),
+            "PYTHONPATH": f"{self.gate}:{root}",
+        }  # fmt: skip
         with (self.gate / f"out-{len(self.processes)}").open("w") as log:
             process = subprocess.Popen(
-                [*map(str, words), *more], cwd=Path(__file__).parents[1], stdout=log,
-                stderr=subprocess.STDOUT, start_new_session=True,
+                [*map(str, words), *more], cwd=root, stdout=log,
+                stderr=subprocess.STDOUT, start_new_session=True, env=environment,
             )  # fmt: skip
         self.processes.append(process)
         return process

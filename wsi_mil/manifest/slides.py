@@ -85,7 +85,8 @@ def find_slides(
     wanted = [path for path in files if not pattern or path.match(pattern)]
     entries, others, dicom = [], [], defaultdict(list)
     for path in wanted:
-        kind = detect(path)
+        # Only what its name does not tell: to look into a file may take long, or worse.
+        kind = None if path.suffix.lower() in suffixes else detect(path)
         if kind == "dicom" or path.suffix.lower() == ".dcm":
             dicom[path.parent].append(path)
         elif kind is not None or path.suffix.lower() in suffixes:

@@ -10,7 +10,7 @@ from wsi_mil.parallel.children import Child, end_idle, give_back, memory_file, t
 from wsi_mil.parallel.guard import Guard, Limits, limits_of
 from wsi_mil.parallel.outcome import Contained, Outcome, StageResult, attempt, contained
 from wsi_mil.parallel.places import Place, as_they_end, local_cluster, map_slides
-from wsi_mil.parallel.processes import cpu_count, limit_cores
+from wsi_mil.parallel.processes import cpu_count, guarded, limit_cores
 from wsi_mil.parallel.progress import Watch, console, progress
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "cpu_count",
     "end_idle",
     "give_back",
+    "guarded",
     "limit_cores",
     "limits_of",
     "local_cluster",

@@ -43,9 +43,11 @@ def main(channel: int, page: int, lifeline: int) -> None:
 
 def _serve(channel: Connection) -> None:
     while channel.poll(IDLE_S):
-        message = channel.recv_bytes()
+        where, packed = pickle.loads(channel.recv_bytes())
         pulse.at("starting")
-        work: ChildWork = pickle.loads(message)
+        if where is not None:
+            os.chdir(where)  # paths may be relative to where the parent stands now
+        work: ChildWork = pickle.loads(packed)
         work(channel)
         pulse.rest()
 

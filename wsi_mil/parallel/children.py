@@ -74,8 +74,11 @@ class Child:
 
     def ask(self, work: ChildWork) -> None:
         """Give it something to do."""
+        where = None
+        with contextlib.suppress(OSError):  # the folder that we stand in is gone
+            where = os.getcwd()  # noqa: PTH109 - it travels as text
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it is dead: its channel says so
-            self.channel.send_bytes(pickle.dumps(work))
+            self.channel.send_bytes(pickle.dumps((where, pickle.dumps(work))))
 
     def kill(self, why: str = "") -> None:
         """End it now; for any thread. Its channel is closed by ``close`` alone."""

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import wait
+from typing import Any
 
 from wsi_mil.parallel import children
 from wsi_mil.parallel.child import OneSlide
@@ -68,6 +69,22 @@ def in_process(slide_id: str, packed: bytes, limits: Limits) -> Outcome:
     """Return what became of one slide in a process of its own; ``packed`` is a pickled (function, task)."""
     (outcome,) = _one_by_one([slide_id], lambda _: (packed, limits), 1, Watch("", {}))
     return outcome
+
+
+def guarded(function: Callable[..., Any], limits: Limits, instead: Any) -> Callable[..., Any]:
+    """Return what calls ``function`` in a process of its own, and gives ``instead`` where that dies of it."""
+
+    def call(*arguments: Any) -> Any:
+        packed = pickle.dumps((_value, (function, arguments)))
+        outcome = in_process(getattr(function, "__name__", "a call"), packed, limits)
+        return instead if outcome.status == "failed" else outcome.facts["value"]
+
+    return call
+
+
+def _value(call: tuple[Callable[..., Any], tuple[Any, ...]]) -> dict[str, Any]:
+    function, arguments = call
+    return {"value": function(*arguments)}
 
 
 def _one_by_one(

@@ -111,7 +111,6 @@ def read_job(patches: store.Patches, take: Take, settings: ReadSettings, say: Sa
                 f"is {slide.width_l0} x {slide.height_l0} pixels and was {patches.geometry.width_l0} x "
                 f"{patches.geometry.height_l0} when it was tiled",
             )
-        pulse.at(f"comparing {patches.slide_path} with what was tiled")
         if patches.slide_fingerprint not in {"", fingerprint(patches.slide_path)}:
             raise _replaced(patches, "its bytes are not those that were tiled")
         yield from read_open_slide(slide, patches, take, settings, say)

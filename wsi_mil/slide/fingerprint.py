@@ -10,6 +10,7 @@ from pathlib import Path
 
 import fsspec
 
+from wsi_mil import pulse
 from wsi_mil.config import Location
 from wsi_mil.errors import SlideError
 
@@ -25,6 +26,7 @@ def fingerprint(path: Location) -> str:
     Raises:
         SlideError: the file cannot be read.
     """
+    pulse.at(f"comparing the bytes of {path}")
     try:
         parts = _local(path) if isinstance(path, Path) else _remote(path)
     except FileNotFoundError as error:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
-from wsi_mil.errors import ConfigError, SlideError
+from wsi_mil.errors import ConfigError
 from wsi_mil.geometry import is_enlarged
 from wsi_mil.manifest import SlideEntry
 from wsi_mil.memory import keep_memory
@@ -82,8 +82,13 @@ def _totals(run: Path) -> dict[str, int]:
 
 
 def _entries(config: TileConfig) -> list[SlideEntry]:
+    limits = parallel.limits_of(config.slide_timeout, config.slide_memory_mib, 1)
     found = manifest.list_slides(
-        config.slides, pattern=config.pattern, suffixes=SUFFIXES, detect=detect, dicom_series=dicom_series
+        config.slides,
+        pattern=config.pattern,
+        suffixes=SUFFIXES,
+        detect=parallel.guarded(detect, limits, "unknown"),  # it fails by itself, as a slide
+        dicom_series=parallel.guarded(dicom_series, limits, None),
     )
     if found.others:
         names = ", ".join(path.name for path in found.others[:5]) + (", ..." if len(found.others) > 5 else "")
@@ -137,11 +142,14 @@ def _check_places(config: TileConfig) -> None:
 
 def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
     """Raise before any work when an output of other settings is in the way."""
+    limits = parallel.limits_of(config.slide_timeout, config.slide_memory_mib, 1)
+    look = parallel.guarded(fingerprint, limits, "")
     for entry in entries:
         path = store.patches_path(config.run, entry.slide_id)
         if path.exists():
-            with contextlib.suppress(SlideError):  # a slide that is gone fails by itself
-                record = _record(_for_slide(entry, config), entry, fingerprint(entry.path))
+            found = look(entry.path)
+            if found:  # a slide that is gone, or cannot be read, fails by itself
+                record = _record(_for_slide(entry, config), entry, found)
                 store.is_done(path, record, "patches", config.overwrite)
 
 
