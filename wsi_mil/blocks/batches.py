@@ -319,7 +319,7 @@ def _read_part(
     broken = []
     for k in part:
         x, y = coords[first + k].tolist()
-        pulse.at(f"reading the patch at level-0 ({x}, {y})")
+        pulse.at(f"reading the patch at level-0 ({x}, {y}) from level {reader.level}")
         try:
             reader.read(chunk, first - before + k, patches[k])
         except BlockError as error:

@@ -21,7 +21,12 @@ from wsi_mil.slide import Slide, open_slide
 
 
 class PatchReader(Protocol):
-    """Reads patches, which it is told of in chunks. ``read`` may be called from several threads."""
+    """Reads patches, which it is told of in chunks. ``read`` may be called from several threads.
+
+    ``level`` is the one that it reads.
+    """
+
+    level: int
 
     def expect(self, first: int, last: int) -> "Chunk":
         """Make ready to read the patches ``first`` to ``last`` (not included), each once."""
@@ -117,6 +122,7 @@ class BlockPatches:
     def __init__(self, table: Table, placement: Placement, size: int, budget: int) -> None:
         """Read patches of ``size`` pixels at ``placement``; keep at most ``budget`` bytes of blocks."""
         self._placement, self._size = placement, size
+        self.level = placement.level
         self.cache = BlockCache(table, _block_factor(table, placement), budget)
         self._memory = ScratchMemory()
 
@@ -203,6 +209,7 @@ class SlidePatches:
     def __init__(self, slide: Slide, placement: Placement, size: int) -> None:
         """Read patches of ``size`` pixels at ``placement``."""
         self._slide, self._placement, self._size = slide, placement, size
+        self.level = placement.level
         self._alone = threading.Lock()
 
     def expect(self, first: int, last: int) -> Chunk:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from wsi_mil import blocks, pulse, store
+from wsi_mil import blocks, store
 from wsi_mil.blocks import BrokenPatch, Take
 from wsi_mil.errors import FormatError, SlideError
 from wsi_mil.parallel import Outcome
