@@ -147,7 +147,7 @@ class Feed:
 
     def release(self, batch: Batch) -> None:
         """Give back the memory of a batch that is read no more."""
-        if batch.slots:
+        if batch.slots and not self._stop.is_set():
             self._back.put(batch.slots)
             self._wake()
 
