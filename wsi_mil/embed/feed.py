@@ -21,7 +21,7 @@ from wsi_mil import blocks, parallel, store
 from wsi_mil.blocks import BrokenPatch
 from wsi_mil.errors import FormatError, SlideError
 from wsi_mil.parallel import Outcome
-from wsi_mil.slide import Slide, fingerprint, open_slide
+from wsi_mil.slide import Slide, open_slide
 
 _LOOK_S = 0.5  # how often an interrupt is looked for while nothing comes
 _WAITING = 3  # parts of slides that were read and not yet asked for
@@ -268,8 +268,6 @@ def read_job(settings: ReadSettings, say: Callable[[str], None] | None = None) -
                     f"is {slide.width_l0} x {slide.height_l0} pixels and was {patches.geometry.width_l0} x "
                     f"{patches.geometry.height_l0} when it was tiled",
                 )
-            if patches.slide_fingerprint not in {"", fingerprint(patches.slide_path)}:
-                raise _replaced(patches, "its bytes are not those that were tiled")
             yield from read_open_slide(slide, job, settings)
         if job.read_by != "blocks" and say:
             say(job.read_by)
