@@ -65,7 +65,7 @@ def test_the_other_stages_too(make, words):
     "value",
     [
         tile(slide_mpp=0.25),
-        HeatmapConfig(run=Path("r"), slides=("a", "b c")),
+        HeatmapConfig(run=Path("r"), only=("a", "b c")),
         train(bag_size=1024),
         train(bag_size="full", classes=["0", "1"], splits=Path("m/splits.csv"), dropout=0.5),
     ],

@@ -247,7 +247,7 @@ def test_a_run_of_imports_trains_and_draws(wsi, tmp_path):
     assert code == 0, err
     code, out, _ = wsi("heatmap", "--run", run, "--workers", 1)
     assert code == 0
-    assert "note: a: drawn without the slide: where the slide lies is not known" in out
+    assert "note: a: drawn without the slide: slide a is not found: no file of the run says where" in out
     heatmap = store.read_heatmap(run / "heatmaps" / "gated-attention" / "a" / "heatmap.zarr")
     assert np.nansum(heatmap.grid()) == pytest.approx(1, abs=1e-4)
     code, _, _ = wsi("report", "--run", run)

@@ -10,7 +10,7 @@ FLOORS = [
     {"errors"},
     {"config", "geometry", "metrics", "colours", "memory", "pulse"},
     {"manifest", "slide", "tissue", "encoders", "models", "store", "parallel", "device"},
-    {"blocks"},  # reads a Slide's file faster than Slide does, and must agree with it
+    {"blocks", "locate"},  # blocks read a Slide's file faster than Slide does, and must agree with it
     {"readers"},
     {"tile", "embed", "train", "predict", "verify", "exchange", "catalog", "inspect"},
     {"heatmap"},  # embeds patches between those of the grid, where asked

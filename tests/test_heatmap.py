@@ -127,7 +127,7 @@ def test_a_slide_that_the_model_was_trained_on_is_said_to_be_one(run):
 
 
 def test_raw_values_lie_on_the_grid_and_nowhere_else(run):
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     folder = store.heatmap_folder(run, "m", "a")
     assert {p.name for p in folder.iterdir()} == {
         "heatmap.zarr", "heatmap.ome.tiff", "heatmap.geojson", "patches.csv",
@@ -215,7 +215,7 @@ def test_the_overlay_shows_the_slide_pixel_for_pixel(width, height):
 
 def test_a_slide_that_is_gone_is_drawn_without_its_picture(run, tmp_path):
     (tmp_path / "slides" / "a.tiff").unlink()
-    result = draw(run, slides=("a",))
+    result = draw(run, only=("a",))
     assert not result.failed
     assert "drawn without the slide" in result.outcomes[0].facts["reason"]
     folder = store.heatmap_folder(run, "m", "a")
@@ -247,8 +247,8 @@ def test_a_slide_without_patches_fails_alone(run, make_slide):
 
 
 def test_unknown_slides_and_models_are_named(run):
-    with pytest.raises(ConfigError, match=r"--slides zz: no features of net in .*; there are a, b, c"):
-        draw(run, slides=("zz",))
+    with pytest.raises(ConfigError, match=r"--only zz: no features of net in .*; there are a, b, c"):
+        draw(run, only=("zz",))
     with pytest.raises(FormatError, match=r"no such model; run `wsi-mil train` first"):
         draw(run, name="none")
 
@@ -256,7 +256,7 @@ def test_unknown_slides_and_models_are_named(run):
 def test_a_slide_with_an_odd_name(run, make_slide):
     name = "ä b <i>$x_1$ 😀 病理"
     store.write_features(store.features_path(run, "net", name), features_of(make_slide("a.tiff"), name))
-    assert not draw(run, slides=(name,)).failed
+    assert not draw(run, only=(name,)).failed
 
 
 def test_a_long_title_is_wrapped_and_not_cut():
@@ -276,10 +276,10 @@ def test_what_a_killed_process_leaves_is_no_heatmap(run, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(export, "write_geojson", killed)
         with pytest.raises(KeyboardInterrupt):
-            draw(run, slides=("a",))
+            draw(run, only=("a",))
     output = store.heatmap_folder(run, "m", "a")
     assert list(output.parent.iterdir()) == []
-    assert draw(run, slides=("a",)).count("done") == 1
+    assert draw(run, only=("a",)).count("done") == 1
     assert output.is_dir()
 
 
@@ -306,8 +306,11 @@ def test_patches_that_are_not_on_one_grid_are_drawn_where_they_lie(run, wsi):
     coords = np.array([[40, 30], [296, 30], [1500, 1100]])
     item = features_of("", "a", n=3, coords=coords)
     store.write_features(store.features_path(run, "net", "a"), item)
-    code, out, err = wsi("heatmap", "--run", run, "--slides", "a", "--workers", 1)
-    assert (code, "drawn without the slide: where the slide lies is not known" in out) == (0, True), err
+    code, out, err = wsi("heatmap", "--run", run, "--only", "a", "--workers", 1)
+    assert (code, "drawn without the slide: slide a is not found: no file of the run says" in out) == (
+        0,
+        True,
+    ), err
     folder = next((run / "heatmaps").glob("*/a"))
     group = zarr.open_group(folder / "heatmap.zarr", mode="r")
     assert group.attrs["grid"] == "area-weighted means of the patches in a cell"
@@ -381,18 +384,18 @@ def test_a_heatmap_comes_back_as_it_was_written(tmp_path):
     ],
 )
 def test_a_heatmap_of_another_version_is_refused(run, change, words):
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     path = store.heatmap_folder(run, "m", "a") / "heatmap.zarr"
     zarr.open_group(path, mode="a").attrs.update(change)
     with pytest.raises(FormatError, match=words):
         store.read_heatmap(path)
-    assert re.search(words, draw(run, slides=("a",)).failed[0].reason)
-    assert not draw(run, slides=("a",), overwrite=True).failed
+    assert re.search(words, draw(run, only=("a",)).failed[0].reason)
+    assert not draw(run, only=("a",), overwrite=True).failed
     assert store.read_heatmap(path).outputs == tuple(CLASSES)
 
 
 def test_damaged_values_are_noticed(run):
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     path = store.heatmap_folder(run, "m", "a") / "heatmap.zarr"
     zarr.open_group(path, mode="a")["values/attention"][1, 3] = 0.7
     with pytest.raises(FormatError, match="values/attention has other values than were written"):

@@ -73,7 +73,7 @@ def test_offset_bounds_through_the_whole_command(run, tmp_path):
     path = write_scn(tmp_path / "a.scn", texture(1600, 1200), offset=(300, 200), glass=(width, height))
     item = features_of(path, "a", n=48)
     store.write_features(store.features_path(run, "net", "a"), item)
-    result = heatmap.run(HeatmapConfig(run=run, slides=("a",), format="png", top_patches=48))
+    result = heatmap.run(HeatmapConfig(run=run, only=("a",), format="png", top_patches=48))
     assert not result.failed, result.failed
     folder = store.heatmap_folder(run, "m", "a")
     found = store.read_heatmap(folder / "heatmap.zarr")

@@ -41,7 +41,7 @@ def stored(run, slide_id="a"):
 
 
 def test_evidence_in_the_file_sums_with_the_bias_to_the_logit(run):
-    draw(run, slides=("a", "c"), show="evidence")
+    draw(run, only=("a", "c"), show="evidence")
     for slide_id, folds in (("a", [1]), ("c", [0, 1])):
         heatmap_ = stored(run, slide_id)
         assert heatmap_.shown == {"quantity": "evidence", "output": "tumor"}
@@ -58,7 +58,7 @@ def test_evidence_in_the_file_sums_with_the_bias_to_the_logit(run):
 
 
 def test_the_class_shown_can_be_chosen_and_an_unknown_one_is_named(run):
-    draw(run, slides=("a",), output_class="normal", show="probability")
+    draw(run, only=("a",), output_class="normal", show="probability")
     assert stored(run).shown == {"quantity": "probability", "output": "normal"}
     with pytest.raises(
         ConfigError, match=r"--output-class tumour: the model has no such output.*normal, tumor"
@@ -76,12 +76,12 @@ def test_what_a_model_lacks_is_said(run):
         ConfigError, match=r"--show evidence: not with this model: .*noisy-or.*It has attention, prob"
     ):
         draw(run, show="evidence")
-    assert not draw(run, slides=("a",)).failed
+    assert not draw(run, only=("a",)).failed
     assert "noisy-or" in stored(run).facts["not_available"]["evidence"]
 
 
 def test_the_ome_tiff_lies_over_the_slide(run):
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     path, heatmap_ = folder_of(run) / "heatmap.ome.tiff", stored(run)
     geometry = heatmap_.geometry
     with tifffile.TiffFile(path) as tiff:
@@ -118,20 +118,20 @@ def test_drawn_twice_it_is_the_same_bytes(run, kind):
         with tifffile.TiffFile(folder_of(run) / "heatmap.ome.tiff") as tiff:
             return uuid.UUID(tifffile.xml2dict(tiff.ome_metadata)["OME"]["UUID"].removeprefix("urn:uuid:"))
 
-    draw(run, slides=("a",), format=kind)
+    draw(run, only=("a",), format=kind)
     first, known = contents(), identity()
     assert {f"overlay.{kind}", "heatmap.ome.tiff", "heatmap.geojson", "patches.csv"} <= first.keys()
     shutil.rmtree(folder_of(run))
-    draw(run, slides=("a",), format=kind)
+    draw(run, only=("a",), format=kind)
     again = contents()
     assert [name for name in first if first[name] != again[name]] == []
-    draw(run, slides=("a",), format=kind, normalize="percentile", overwrite=True)
+    draw(run, only=("a",), format=kind, normalize="percentile", overwrite=True)
     assert identity() != known
 
 
 def test_qupath_can_open_the_geojson(run):
     """Its conventions: a FeatureCollection; UUIDs, each once; closed rings; objectType; numbers measured."""
-    draw(run, slides=("a",), top_part=0.25)
+    draw(run, only=("a",), top_part=0.25)
     text = (folder_of(run) / "heatmap.geojson").read_text(encoding="utf-8")
     shapes = shapely.get_parts(shapely.from_geojson(text))
     found, heatmap_ = json.loads(text), stored(run)
@@ -168,7 +168,7 @@ def test_top_regions_of_overlapping_patches_are_joined():
 
 
 def test_the_table_has_value_percentile_and_rank(run):
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     with (folder_of(run) / "patches.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     heatmap_ = stored(run)
@@ -185,7 +185,7 @@ def test_the_table_has_value_percentile_and_rank(run):
 
 
 def test_top_and_bottom_patches_are_shown_pixel_for_pixel(run):
-    draw(run, slides=("a",), format="png", top_patches=2)
+    draw(run, only=("a",), format="png", top_patches=2)
     heatmap_ = stored(run)
     order = np.argsort(-heatmap_.attention, kind="stable")
     with open_slide(features_path(run)) as slide:
@@ -222,9 +222,9 @@ def test_signed_values_keep_0_in_the_middle():
 
 
 def test_smoothing_changes_the_picture_and_says_so(run):
-    draw(run, slides=("a",), format="png")
+    draw(run, only=("a",), format="png")
     plain, values = np.asarray(Image.open(folder_of(run) / "overlay.png")), stored(run).values
-    draw(run, slides=("a",), format="png", smooth=1.0, overwrite=True)
+    draw(run, only=("a",), format="png", smooth=1.0, overwrite=True)
     smooth = np.asarray(Image.open(folder_of(run) / "overlay.png"))
     assert smooth.shape[0] > plain.shape[0], "a line more in the title"
     assert (stored(run).values["attention"] == values["attention"]).all()
@@ -240,10 +240,10 @@ def test_smoothing_changes_the_picture_and_says_so(run):
 
 def test_the_picture_of_a_slide_that_lies_elsewhere_is_an_error(run, make_slide):
     """The slide was replaced by one of other tissue, or one of another size, under the same name."""
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     assert stored(run).facts["alignment"]["largest_off_px"] <= 0.5
     make_slide("a.tiff", width=2304)
-    result = draw(run, slides=("a",), overwrite=True, opacity=0.5)
+    result = draw(run, only=("a",), overwrite=True, opacity=0.5)
     assert "2304 x 1536 pixels, and its patches are of a slide of 2048 x 1536" in result.failed[0].reason
 
 
@@ -305,9 +305,9 @@ def test_the_top_regions_are_embedded_again_where_asked(run, tmp_path):
         the_head["identity"] = the_head["identity"] | {"weights_digest": encoder.weights_digest}
         path_ = store.model_folder(run, "m") / f"fold_{fold}.safetensors"
         store.write_fold(path_, models.tensors(random_model(fold)), the_head)
-    draw(run, slides=("a",))
+    draw(run, only=("a",))
     plain = stored(run)
-    result = draw(run, slides=("a",), overlap=0.5, top_part=0.2, overwrite=True)
+    result = draw(run, only=("a",), overlap=0.5, top_part=0.2, overwrite=True)
     assert not result.failed, result.failed
     found = stored(run)
     assert (found.attention == plain.attention).all()
@@ -426,7 +426,7 @@ def test_a_slide_named_like_a_folder_above_is_refused(run, make_slide, name):
         store.write_features(path, features_of(make_slide("a.tiff"), name))
     before = sorted(run.parent.rglob("*"))
     with pytest.raises(ConfigError, match=r"no features of net in .*; there are a, b, c"):
-        draw(run, slides=(name,))
+        draw(run, only=(name,))
     config = HeatmapConfig(run=run, overlay_px=400)
     task = Task(name, config, "m", "net", prediction=None, learnt=False, model_digest="d")
     with pytest.raises(FormatError, match=r"cannot be a folder's name; rename the slide"):

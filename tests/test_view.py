@@ -303,6 +303,11 @@ def test_another_slide_under_the_same_name_is_not_shown(run, make_slide):
     at(run, "plain", make_slide("plain.tiff", width=1024, height=1024, tissue=()))
     for viewer in serve(ViewConfig(run=run, token=False)):
         problem = asked(viewer, "/slides/plain/info.json")["problem"]
+        assert "plain.tiff: its bytes are not those that were tiled: the file was replaced" in problem
+    path = store.patches_path(run, "plain")
+    store.write_patches(path, dataclasses.replace(store.read_patches(path), slide_fingerprint=""))
+    for viewer in serve(ViewConfig(run=run, token=False)):  # as imported: nothing but the size is known
+        problem = asked(viewer, "/slides/plain/info.json")["problem"]
         assert "1024 x 1024 pixels, and the patches were cut from a slide of 2048 x 1536" in problem
 
 

@@ -5,6 +5,7 @@
     WsiMilError
     ├── ConfigError (ValueError)      a setting is wrong, or settings contradict each other
     ├── SlideError (OSError)          a slide cannot be opened, read or placed (no microns per pixel)
+    │   └── SlideMissingError         there is no slide at any of the places where it may lie
     ├── FormatError (ValueError)      a file of ours, or of another tool, is not what it should be
     │   └── StaleOutputError          an output is there, made with other settings or inputs
     ├── LabelError (ValueError)       labels or a manifest do not fit the slides
@@ -27,6 +28,10 @@ class ConfigError(WsiMilError, ValueError):
 
 class SlideError(WsiMilError, OSError):
     """A slide cannot be opened or read, or does not say (or says nonsense about) its resolution."""
+
+
+class SlideMissingError(SlideError):
+    """No slide is at any of the places where it may lie: it was moved, or its disk is not mounted."""
 
 
 class FormatError(WsiMilError, ValueError):

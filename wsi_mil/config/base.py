@@ -55,6 +55,18 @@ def location(text: str | Path) -> Location:
     return text if isinstance(text, Path) or "://" in text else Path(text)
 
 
+def check_slides(config: Any) -> None:
+    """Turn the text of ``slides`` into a path or URL; raise ConfigError where it is neither."""
+    value = config.slides
+    require(
+        value is None or isinstance(value, str | Path),
+        f"--slides {value}: wanted a folder, a manifest.csv or a URL. Ids of slides to draw "
+        "are given with `heatmap --only`.",
+    )
+    if value is not None:
+        object.__setattr__(config, "slides", location(value))  # the command line gives text
+
+
 def check_name(flag: str, name: str) -> None:
     """Raise ConfigError where ``name`` cannot be a folder's name."""
     require(

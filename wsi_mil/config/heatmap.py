@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import check_choices, check_name, neutral, require
+from wsi_mil.config.base import Location, check_choices, check_name, check_slides, neutral, require
 from wsi_mil.config.cluster import ClusterConfig
 from wsi_mil.config.limits import LimitsConfig
 from wsi_mil.config.share import check_share
@@ -21,7 +21,10 @@ class HeatmapConfig(LimitsConfig, ClusterConfig):
     """Run folder; reads RUN/features and RUN/models/NAME, writes RUN/heatmaps/NAME/SLIDE_ID."""
     name: str | None = neutral(None)
     """Name of the model; may be left out where the run holds one."""
-    slides: tuple[str, ...] = neutral(())
+    slides: Location | None = neutral(None)
+    """Where the slides are now, if not where they were tiled: folder, manifest CSV slide_id,path, or URL.
+    Each is found by its id and checked by its fingerprint; what is not there is looked for where it was."""
+    only: tuple[str, ...] = neutral(())
     """Slide ids to draw; default: every slide of the run that has features of the model's encoder."""
     show: Quantity = "attention"
     """What the pictures show. attention: the weight of a patch in the bag. evidence: attention x the patch's
@@ -70,13 +73,14 @@ class HeatmapConfig(LimitsConfig, ClusterConfig):
     """K/N: only the Kth of N shares of the slides, as a task of an array job wants it (3/16). The tables of
     the shares are joined."""
     overwrite: bool = neutral(False)
-    """Draw again what other settings or another model made, instead of stopping."""
+    """Draw every heatmap again, also those that other settings or another model made."""
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
         self.check_limits()
         check_choices(self)
+        check_slides(self)
         check_share(self.share)
         require(
             not self.share or not (self.faithfulness or self.annotations),

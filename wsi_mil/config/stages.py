@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import neutral, require
+from wsi_mil.config.base import Location, check_slides, neutral, require
 from wsi_mil.config.cluster import ClusterConfig
 from wsi_mil.config.limits import LimitsConfig
 
@@ -15,6 +15,9 @@ class EmbedConfig(LimitsConfig, ClusterConfig):
 
     run: Path = field(metadata={"neutral": True})
     """Run folder; reads RUN/patches, writes RUN/features/ENCODER."""
+    slides: Location | None = neutral(None)
+    """Where the slides are now, if not where they were tiled: folder, manifest CSV slide_id,path, or URL.
+    Each is found by its id and checked by its fingerprint; what is not there is looked for where it was."""
     encoder: str = "tf_efficientnet_lite0"
     """A name that `wsi-mil encoders` lists, any timm model (timm:NAME or NAME), hf-hub:ORG/NAME, onnx:FILE or
     torchscript:FILE; its own normalisation and input size are used."""
@@ -62,6 +65,7 @@ class EmbedConfig(LimitsConfig, ClusterConfig):
         """Check ranges; raise ConfigError in the flag's own words."""
         super().__post_init__()
         self.check_limits()
+        check_slides(self)
         devices = tuple(name for each in self.devices for name in each.split(",") if name)
         object.__setattr__(self, "devices", devices)
         require(bool(self.encoder.strip()), "--encoder: the name is empty.")
@@ -119,3 +123,10 @@ class ReportConfig:
 
     run: Path = field(metadata={"neutral": True})
     """Run folder."""
+    slides: Location | None = neutral(None)
+    """Where the slides are now, if not where they were tiled: folder, manifest CSV slide_id,path, or URL.
+    Each is found by its id and checked by its fingerprint; what is not there is looked for where it was."""
+
+    def __post_init__(self) -> None:
+        """Check what --slides is."""
+        check_slides(self)

@@ -4,7 +4,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from wsi_mil.config.base import Icc, Location, check_choices, check_mpp, location, neutral, require
+from wsi_mil.config.base import (
+    Icc,
+    Location,
+    check_choices,
+    check_mpp,
+    check_slides,
+    location,
+    neutral,
+    require,
+)
 from wsi_mil.config.cluster import ClusterConfig
 
 
@@ -25,6 +34,9 @@ class ViewConfig:
 
     run: Path = field(metadata={"neutral": True})
     """Run folder."""
+    slides: Location | None = neutral(None)
+    """Where the slides are now, if not where they were tiled: folder, manifest CSV slide_id,path, or URL.
+    Each is found by its id and checked by its fingerprint; what is not there is looked for where it was."""
     port: int = neutral(0)
     """Port on 127.0.0.1; 0 picks a free one."""
     token: bool = neutral(True)
@@ -34,6 +46,7 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
+        check_slides(self)
         require(0 <= self.port <= 65535, f"--port {self.port}: 0 (a free one) to 65535.")
         require(1 <= self.cache_mib <= 65536, f"--cache-mib {self.cache_mib}: must be 1 to 65536.")
 
@@ -133,8 +146,7 @@ class ImportConfig:
 
     def __post_init__(self) -> None:
         """Check ranges; raise ConfigError in the flag's own words."""
-        if self.slides is not None:
-            object.__setattr__(self, "slides", location(self.slides))  # the command line gives text
+        check_slides(self)
         for flag, mpp in (("--slide-mpp", self.slide_mpp), ("--mpp", self.mpp)):
             if mpp is not None:
                 check_mpp(flag, mpp)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from wsi_mil import config as configs
-from wsi_mil import parallel, store
+from wsi_mil import locate, parallel, store
 from wsi_mil.config import EmbedConfig
 from wsi_mil.embed import devices
 from wsi_mil.embed.interrupts import held_back
@@ -41,6 +41,7 @@ def run(config: EmbedConfig) -> StageResult:
     Raises:
         ConfigError: RUN/patches is empty, or the device or the encoder is not to be had.
         FormatError: the weights file does not fit.
+        LabelError: --slides is a manifest that is wrong.
         StaleOutputError: features of other settings, weights or patches are there, and ``overwrite`` is off.
     """
     paths = _patches_paths(config)
@@ -94,6 +95,8 @@ class Plan:
     """Words for a mismatch of encoder and patches that was allowed, or ""."""
     patch_px: int
     """Side of the largest patches."""
+    finder: locate.SlideFinder
+    """What finds the slides."""
 
     @property
     def patches(self) -> int:
@@ -194,7 +197,8 @@ def on_cluster(
     tasks = {}
     for job in plan.jobs:
         patches = store.patches_path(config.run, job.slide_id)
-        rest = job.slide_id, job.count, plan.patch_px, job.record, plan.allowed, run_name
+        finder = plan.finder.only(job.slide_id)
+        rest = job.slide_id, job.count, plan.patch_px, job.record, plan.allowed, run_name, finder
         tasks[job.slide_id] = EmbedTask(config, patches, *rest)
     place = parallel.Place(
         cluster=config, shared=config.run, alone=True, resource="GPU",
@@ -227,12 +231,14 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
     A file that is damaged is its slide's failure.
 
     Raises:
-        ConfigError: the encoder does not want such patches. StaleOutputError: see ``run``.
+        ConfigError: the encoder does not want such patches, or ``slides`` holds none. LabelError: it is a
+            manifest that is wrong. StaleOutputError: see ``run``.
     """
     target = store.open_features(config.run, encoder.name, config.store, config.store_url)
     jobs: list[Job] = []
     settled: list[Outcome] = []
     allowed, patch_px = "", 0
+    finder = locate.slide_finder(config.slides)
     for path in paths:
         try:
             patches = store.read_patches(path)
@@ -254,7 +260,8 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
                 settled.append(there(target, patches.slide_id))
             else:
                 read = functools.partial(store.read_patches, path)
-                jobs.append(Job(patches.slide_id, len(patches.coords), read, record))
+                job = Job(patches.slide_id, len(patches.coords), read, record, finder.only(path.stem))
+                jobs.append(job)
                 patch_px = max(patch_px, patches.geometry.patch_px)
         except StaleOutputError:
             raise
@@ -266,7 +273,7 @@ def make_plan(config: EmbedConfig, paths: list[Path], encoder: Encoder) -> Plan:
             reason = f"no patches, tile failed: {row['reason']}"
             settled.append(Outcome(slide_id=row["slide_id"], status="skipped", reason=reason))
     jobs.sort(key=lambda each: -each.count)  # the longest does not start last
-    return Plan(target, jobs, settled, allowed, patch_px)
+    return Plan(target, jobs, settled, allowed, patch_px, finder)
 
 
 def _work_on_device(

@@ -20,6 +20,7 @@ from wsi_mil.embed.precision import Precision
 from wsi_mil.embed.source import Source
 from wsi_mil.embed.work import Work
 from wsi_mil.errors import ConfigError
+from wsi_mil.locate import SlideFinder
 from wsi_mil.parallel import Outcome, console
 from wsi_mil.readers import Job
 
@@ -42,6 +43,7 @@ class EmbedTask:
     record: dict[str, Any]
     allowed: str
     run_name: str
+    finder: SlideFinder
 
 
 def get_ready(config: EmbedConfig, weights_digest: str) -> None:
@@ -60,9 +62,8 @@ def embed_one(task: EmbedTask) -> Outcome:
     config = task.config
     engine, precision = _engine(config, str(task.record["weights_digest"]))
     target = store.open_features(config.run, engine.encoder.name, config.store, config.store_url)
-    job = Job(
-        task.slide_id, task.count, functools.partial(store.read_patches, task.patches), dict(task.record)
-    )
+    read = functools.partial(store.read_patches, task.patches)
+    job = Job(task.slide_id, task.count, read, dict(task.record), task.finder)
     ended: list[Outcome] = []
 
     def finished(job: Job, outcome: Outcome) -> None:

@@ -4,11 +4,11 @@ Comes in: a slide's features, the models that draw it, the settings. Goes out: R
 whole or not at all. The slide itself is read for the pictures only, and checked against the map.
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 
 from wsi_mil import blocks, models, store
 from wsi_mil import config as configs
-from wsi_mil.config import HeatmapConfig
+from wsi_mil.config import HeatmapConfig, Location
 from wsi_mil.encoders import Encoder, load_encoder
-from wsi_mil.errors import FormatError, SlideError
+from wsi_mil.errors import FormatError, SlideMissingError
 from wsi_mil.geometry import PatchGeometry
 from wsi_mil.heatmap import check, dense, export, render
 from wsi_mil.heatmap.scores import SlideScore, choose, ends, scale, score_slide
+from wsi_mil.locate import SlideFinder
 from wsi_mil.models import MilModel
+from wsi_mil.parallel import Outcome
 from wsi_mil.slide import Slide, open_slide
 
 _GREY = 200  # the picture of a slide that is not there any more
@@ -43,7 +45,7 @@ class Task:
     """What a process needs to know to draw a slide.
 
     ``prediction`` is its row of the cross-validation; ``learnt``: not tested, and among those that the model
-    was trained on.
+    was trained on. ``finder`` finds the slide.
     """
 
     slide_id: str
@@ -53,15 +55,20 @@ class Task:
     prediction: dict[str, str] | None
     learnt: bool
     model_digest: str
+    finder: SlideFinder = SlideFinder()
 
 
 @dataclass(frozen=True)
 class _Pictures:
-    """What was read of the slide: its thumbnail (grey where there is none), patches with captions."""
+    """What was read of the slide at ``slide_path``: its thumbnail, patches with captions.
+
+    Where there is no slide the path is "", the thumbnail is grey and ``note`` says why.
+    """
 
     thumbnail: NDArray[np.uint8]
     sheets: Mapping[str, tuple[list[NDArray[np.uint8]], list[str]]]
     note: str = ""
+    slide_path: str = ""
     alignment: Mapping[str, float] = dataclasses.field(default_factory=dict)
     dense_coords: NDArray[np.int64] = dataclasses.field(default_factory=lambda: np.zeros((0, 2), np.int64))
     dense_features: NDArray[np.float16] | None = None
@@ -95,12 +102,14 @@ def models_of(task: Task) -> tuple[list[MilModel], dict[str, Any], str]:
     return [model for model, _ in read], read[0][1], words
 
 
-def draw(task: Task) -> Mapping[str, Any] | None:
+def draw(task: Task) -> Mapping[str, Any] | Outcome | None:
     """Draw one slide; return facts for the stage's table, None where it is there already.
+
+    One that was drawn without its slide is drawn again once the slide is found; until then it is skipped.
 
     Raises:
         FormatError: features of another kind than the model's, or of no patches; an output of other settings.
-        SlideError: the map does not lie over the slide.
+        SlideError: the map does not lie over the slide, or the slide is there and cannot be read.
     """
     config = task.config
     if task.slide_id in {"", ".", ".."} or Path(task.slide_id).name != task.slide_id:
@@ -115,13 +124,16 @@ def draw(task: Task) -> Mapping[str, Any] | None:
         weights_digest=known.head.weights_digest,
     )
     output = store.heatmap_folder(config.run, task.name, task.slide_id)
-    if store.heatmap_is_done(output, record, config.overwrite):
-        return None
+    if not config.overwrite and store.heatmap_is_done(output, record):
+        if store.heatmap_has_picture(output):
+            return None
+        if away := _away(task, known.head):
+            return Outcome(slide_id=task.slide_id, status="skipped", facts={"reason": away})
     chosen, head, words = models_of(task)
     models.check_identity(head, known.head.identity, task.slide_id)
     if not known.patches:
         raise FormatError(f"{task.slide_id}: 0 patches (no tissue was found); there is nothing to draw.")
-    with _looking_meanwhile(known.head, um_per_pixel(known.head.geometry, config)) as (beside, looking):
+    with _looking_meanwhile(task, known.head) as (beside, looking):
         features = stored.read(task.slide_id)
         checking = beside.submit(_check, looking, features)
         score = score_slide(features.features, chosen)
@@ -163,11 +175,35 @@ def _facts(
         "not_available": score.missing,
         "alignment": dict(pictures.alignment),
         "note": pictures.note,
+        "slide_path": pictures.slide_path,
     }
 
 
-@contextmanager
-def _looking_meanwhile(head: store.FeaturesHead, um: float) -> Iterator[tuple[ThreadPoolExecutor, _Looking]]:
+def _find(task: Task, head: store.FeaturesHead) -> Location:
+    """Return where the slide lies; `tile` may have noted a newer place than the features have."""
+    stored = [head.slide_path]
+    patches = store.patches_path(task.config.run, task.slide_id)
+    if patches.exists():
+        with contextlib.suppress(FormatError):  # the features suffice
+            stored.insert(0, store.read_patches(patches).slide_path)
+    return task.finder.find(task.slide_id, stored, head.slide_fingerprint)
+
+
+def _away(task: Task, head: store.FeaturesHead) -> str:
+    """Return in words that the slide is nowhere, or "" where it is found."""
+    try:
+        _find(task, head)
+    except SlideMissingError as error:
+        return _without(error)
+    return ""
+
+
+def _without(error: SlideMissingError) -> str:
+    return f"drawn without the slide: {error}"
+
+
+@contextlib.contextmanager
+def _looking_meanwhile(task: Task, head: store.FeaturesHead) -> Iterator[tuple[ThreadPoolExecutor, _Looking]]:
     """Open the slide and read its thumbnail beside what the block does.
 
     What the block gives the thread to do after that is waited for; then the slide is closed.
@@ -175,13 +211,13 @@ def _looking_meanwhile(head: store.FeaturesHead, um: float) -> Iterator[tuple[Th
 
     def look() -> tuple[Slide, NDArray[np.uint8]]:
         slide = open_slide(
-            head.slide_path,
+            _find(task, head),
             head.reader,  # type: ignore[arg-type]
             head.geometry.mpp_l0,
             head.icc,
         )
         try:
-            return slide, blocks.thumbnail(slide, um)
+            return slide, blocks.thumbnail(slide, um_per_pixel(head.geometry, task.config))
         except BaseException:
             slide.close()
             raise
@@ -208,17 +244,17 @@ def _read_pictures(
     looking: _Looking,
     checking: Future[check.Alignment],
 ) -> _Pictures:
-    """Read what is shown of the slide; grey where it cannot be read, an error where the map is elsewhere."""
+    """Read what is shown of the slide; grey where it is away, an error where the map is elsewhere."""
     geometry = features.geometry
     try:
         slide, picture = looking.result()
-        order = np.argsort(-values, kind="stable")
-        sheets = {
-            "top": _patches(slide, features, values, order[: config.top_patches], 1),
-            "bottom": _patches(slide, features, values, order[::-1][: config.top_patches], -1),
-        }
-    except SlideError as error:
+    except SlideMissingError as error:
         return _grey(geometry, um_per_pixel(geometry, config), error)
+    order = np.argsort(-values, kind="stable")
+    sheets = {
+        "top": _patches(slide, features, values, order[: config.top_patches], 1),
+        "bottom": _patches(slide, features, values, order[::-1][: config.top_patches], -1),
+    }
     alignment = checking.result()
     more, embedded = np.zeros((0, 2), np.int64), None
     if config.overlap:
@@ -226,7 +262,7 @@ def _read_pictures(
         encoder = _encoder(features.encoder, config.weights, config.weights_dir, stain)
         wanted = dense.finer(features.coords, geometry, values, config.top_part, config.overlap)
         more, embedded = dense.embed_finer(slide, features, wanted, encoder)
-    return _Pictures(picture, sheets, "", alignment.facts(), more, embedded)
+    return _Pictures(picture, sheets, "", str(slide.path), alignment.facts(), more, embedded)
 
 
 def um_per_pixel(geometry: PatchGeometry, config: HeatmapConfig) -> float:
@@ -234,13 +270,13 @@ def um_per_pixel(geometry: PatchGeometry, config: HeatmapConfig) -> float:
     return max(geometry.width_l0, geometry.height_l0) * geometry.mpp_l0 / config.overlay_px
 
 
-def _grey(geometry: PatchGeometry, um: float, error: SlideError) -> _Pictures:
+def _grey(geometry: PatchGeometry, um: float, error: SlideMissingError) -> _Pictures:
     shape = (
         max(1, round(geometry.height_l0 * geometry.mpp_l0 / um)),
         max(1, round(geometry.width_l0 * geometry.mpp_l0 / um)),
         3,
     )
-    return _Pictures(np.full(shape, _GREY, np.uint8), {}, f"drawn without the slide: {error}")
+    return _Pictures(np.full(shape, _GREY, np.uint8), {}, _without(error))
 
 
 def _patches(
@@ -355,7 +391,7 @@ def _title(task: Task, heatmap: store.Heatmap, note: str) -> str:
         f"{shown['quantity']} ({shown['output']}) of {task.name}, {facts['drawn_by']}",
     ]
     if note:
-        lines.append("the slide could not be read: shown without its picture")
+        lines.append("the slide was not found: shown without its picture")
     return "\n".join(lines)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_mil import config as configs
-from wsi_mil import models, parallel, store
+from wsi_mil import locate, models, parallel, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.heatmap import faithfulness
@@ -29,8 +29,9 @@ def run(config: HeatmapConfig) -> StageResult:
     the mean of all folds' models, and the title says which, and whether they were trained on it.
 
     Raises:
-        ConfigError: no model; it has no such quantity or output; ``slides`` names a slide without features.
-        FormatError: the model's files are damaged.
+        ConfigError: no model; it has no such quantity or output; ``only`` names a slide without features;
+            ``slides`` holds no slide.
+        FormatError: the model's files are damaged. LabelError: ``slides`` is a manifest that is wrong.
     """
     name = config.name or store.only_folder(config.run / "models", "--name", "train")
     folder = store.model_folder(config.run, name)
@@ -41,6 +42,7 @@ def run(config: HeatmapConfig) -> StageResult:
     encoder = str(head["identity"]["encoder"])
     all_ids = _slide_ids(config, encoder, predictions)
     slide_ids = configs.share_of(all_ids, config.share)
+    finder = locate.slide_finder(config.slides)
     output = store.heatmap_folder(config.run, name, "x").parent
     store.sweep(output)
     digest = store.model_digest(folder)
@@ -49,6 +51,7 @@ def run(config: HeatmapConfig) -> StageResult:
         slide_id: Task(
             slide_id, config, name, encoder, predictions.get(slide_id),
             learnt=slide_id in split and slide_id not in predictions, model_digest=digest,
+            finder=finder.only(slide_id),
         )
         for slide_id in slide_ids
     }  # fmt: skip
@@ -73,13 +76,14 @@ def run(config: HeatmapConfig) -> StageResult:
 
 def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, Any]) -> list[str]:
     present = store.open_features(config.run, encoder).slide_ids()
-    unknown = [slide_id for slide_id in config.slides if slide_id not in present]
+    _refuse_ids(config, present)
+    unknown = [slide_id for slide_id in config.only if slide_id not in present]
     if unknown:
         raise ConfigError(
-            f"--slides {' '.join(unknown)}: no features of {encoder} in {config.run}; there are "
+            f"--only {' '.join(unknown)}: no features of {encoder} in {config.run}; there are "
             f"{', '.join(present[:8]) or 'none'}{', ...' if len(present) > 8 else ''}."
         )
-    chosen = list(config.slides) or present
+    chosen = list(config.only) or present
     others = [slide_id for slide_id in chosen if slide_id not in predictions]
     if others:
         console.print(
@@ -87,6 +91,16 @@ def _slide_ids(config: HeatmapConfig, encoder: str, predictions: Mapping[str, An
             markup=False,
         )
     return chosen
+
+
+def _refuse_ids(config: HeatmapConfig, present: list[str]) -> None:
+    """Raise ConfigError where --slides has the id of a slide, as it had before --only was there."""
+    given = config.slides
+    if given is not None and str(given) in present and not Path(given).exists():
+        raise ConfigError(
+            f"--slides {given}: no such folder or file, and the id of a slide. --slides says where they are; "
+            f"to draw this one only, give --only {given}."
+        )
 
 
 def _cost(config: HeatmapConfig) -> Callable[[Task], float]:

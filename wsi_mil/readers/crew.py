@@ -48,7 +48,7 @@ class Reader:
 
     def give_job(self, number: int, job: Job) -> None:
         """Give it a job after those it has."""
-        self.tell(Order(number, job.patches))
+        self.tell(Order(number, job.patches, job.finder))
         self.jobs[number] = job
         if len(self.jobs) == 1:
             self._in_hand(job)

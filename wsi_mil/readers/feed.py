@@ -22,7 +22,7 @@ from wsi_mil.parallel import Guard
 from wsi_mil.readers.crew import Crew, Reader, Readers
 from wsi_mil.readers.job import Job
 from wsi_mil.readers.ring import Ring
-from wsi_mil.readers.serve import Closed, Ended, Filled, Session
+from wsi_mil.readers.serve import Closed, Ended, Filled, Found, Session
 
 _LOOK_S = 0.5  # how often an interrupt is looked for while nothing comes
 _TURN_S = 0.25  # how often the thread looks for what nobody tells: readers that were ended, jobs that failed
@@ -226,6 +226,8 @@ class Feed:
     def _take_in(self, reader: Reader, message: object) -> None:
         if isinstance(message, Filled):
             self._filled(reader, message)
+        elif isinstance(message, Found):
+            reader.job(message.number).found_at(message.path)
         elif isinstance(message, Closed):
             self._close(reader, message.slot)
         elif isinstance(message, Ended):

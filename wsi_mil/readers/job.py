@@ -15,25 +15,29 @@ from numpy.typing import NDArray
 
 from wsi_mil import blocks, store
 from wsi_mil.blocks import BrokenPatch, Take
+from wsi_mil.config import Location
 from wsi_mil.errors import FormatError, SlideError
+from wsi_mil.locate import SlideFinder
 from wsi_mil.parallel import Outcome
-from wsi_mil.slide import Slide, fingerprint, open_slide
+from wsi_mil.slide import Slide, open_slide
 
 
 @dataclass(eq=False)
 class Job:
     """One slide on its way: its patches, the record of its features, and what became of it so far.
 
-    ``count``: how many patches it has; they are loaded when they are first asked for, so that the coords of a
-    cohort do not sit in memory together. ``read_wait``, ``compute``, ``write``: seconds. ``failure`` is set
-    by whoever meets it; the others then leave the slide. ``read_by``: how its pixels are read. ``told``:
-    which rows came already; ``again``: it is read once more, because its reader was killed.
+    ``finder`` says where the slide lies. ``count``: how many patches it has; they are loaded when they are
+    first asked for, so that the coords of a cohort do not sit in memory together. ``read_wait``, ``compute``,
+    ``write``: seconds. ``failure`` is set by whoever meets it; the others then leave the slide. ``read_by``:
+    how its pixels are read. ``told``: which rows came already; ``again``: it is read once more, because its
+    reader was killed.
     """
 
     slide_id: str
     count: int
     load: Callable[[], store.Patches]
     record: dict[str, Any] = field(default_factory=dict)
+    finder: SlideFinder = SlideFinder()
     started: float = field(default_factory=time.perf_counter)
     read_wait: float = 0.0
     compute: float = 0.0
@@ -63,6 +67,10 @@ class Job:
                 "again when `wsi-mil tile` has ended."
             )
         return patches
+
+    def found_at(self, path: Location) -> None:
+        """Note where the slide lies."""
+        vars(self)["patches"] = replace(self.patches, slide_path=path)
 
     def forget(self) -> None:
         """Let go of the patches: the slide has ended."""
@@ -94,7 +102,7 @@ Say = Callable[[str], None]
 
 
 def read_job(patches: store.Patches, take: Take, settings: ReadSettings, say: Say) -> Generator[Part]:
-    """Open the slide of ``patches`` and yield its parts, in memory that ``take`` gives.
+    """Open the slide of ``patches``, which lies where they say, and yield its parts in what ``take`` gives.
 
     ``say`` is told how its pixels are read, where that is not by their blocks.
 
@@ -111,8 +119,6 @@ def read_job(patches: store.Patches, take: Take, settings: ReadSettings, say: Sa
                 f"is {slide.width_l0} x {slide.height_l0} pixels and was {patches.geometry.width_l0} x "
                 f"{patches.geometry.height_l0} when it was tiled",
             )
-        if patches.slide_fingerprint not in {"", fingerprint(patches.slide_path)}:
-            raise _replaced(patches, "its bytes are not those that were tiled")
         yield from read_open_slide(slide, patches, take, settings, say)
 
 

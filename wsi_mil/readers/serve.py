@@ -7,7 +7,7 @@ which job lie where, and how each job ended.
 import time
 from collections import deque
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import recv_handle
 from typing import Any, Literal
@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from wsi_mil import parallel, pulse, store
 from wsi_mil.blocks import BrokenPatch
+from wsi_mil.config import Location
+from wsi_mil.locate import SlideFinder
 from wsi_mil.parallel import Outcome
 from wsi_mil.readers.job import Part, ReadSettings, read_job
 from wsi_mil.readers.ring import Ring
@@ -28,6 +30,7 @@ class Order:
 
     number: int
     patches: store.Patches
+    finder: SlideFinder
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,14 @@ class Drop:
     """The job is not wanted any more."""
 
     number: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the slide of a job lies."""
+
+    number: int
+    path: Location
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class Ended:
     waited: float
 
 
-FromReader = Filled | Closed | Ended | Literal["over"]
+FromReader = Found | Filled | Closed | Ended | Literal["over"]
 ToReader = Order | Drop | int | Literal["over"]
 """A number is that of a slot to fill."""
 
@@ -127,7 +138,8 @@ class _Reader:
         with parallel.contained(order.patches.slide_id, start) as result:
             self._side = order.patches.geometry.patch_px
             self._given.clear()
-            with closing(read_job(order.patches, self._take, self._settings, note)) as parts:
+            patches = self._located(order)
+            with closing(read_job(patches, self._take, self._settings, note)) as parts:
                 for part in parts:
                     self._tell(order, part)
                     self._hear()
@@ -139,6 +151,12 @@ class _Reader:
         seconds = time.perf_counter() - start
         self._send(Ended(order.number, result.failure, read_by, seconds, self._waited))
         pulse.at("between two slides")
+
+    def _located(self, order: Order) -> store.Patches:
+        patches = order.patches
+        found = order.finder.find(patches.slide_id, [patches.slide_path], patches.slide_fingerprint)
+        self._send(Found(order.number, found))
+        return replace(patches, slide_path=found)
 
     def _take(self, most: int) -> NDArray[np.uint8] | None:
         """Give room for patches in the slot, or in the next."""

@@ -99,12 +99,14 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a slide lies (``path`` empty: not known), what reads it, its geometry, and its preview."""
+    """Where a slide was when it was tiled (``path`` empty: not known), what reads it, its geometry, and its
+    preview; ``fingerprint``: as in ``store.Patches``."""
 
     path: Location
     reader: str
     geometry: PatchGeometry
     preview: Path
+    fingerprint: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +293,10 @@ def _read_slide(run: Path, slide_id: str, models: Sequence[Model]) -> Slide:
         try:
             read = store.read_patches(path)
             patches = len(read.coords)
-            place = Place(path=read.slide_path, reader=read.reader, geometry=read.geometry, preview=preview)
+            place = Place(
+                path=read.slide_path, reader=read.reader, geometry=read.geometry, preview=preview,
+                fingerprint=read.slide_fingerprint,
+            )  # fmt: skip
         except (FormatError, OSError, KeyError) as error:
             remarks.append(f"its patches cannot be read: {error}")
     files = [("tissue and patches", preview)]

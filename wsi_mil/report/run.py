@@ -13,6 +13,7 @@ from pathlib import Path
 from wsi_mil import store
 from wsi_mil.config import ReportConfig
 from wsi_mil.errors import ConfigError, FormatError
+from wsi_mil.locate import SlideFinder, slide_finder
 from wsi_mil.parallel import Outcome, StageResult, progress
 from wsi_mil.report import figures, gather
 from wsi_mil.report.gather import Model, Slide
@@ -31,7 +32,8 @@ def run(config: ReportConfig) -> StageResult:
     """Write RUN/report.html, in place of an older one; every slide's outcome is that it is on the page.
 
     Raises:
-        ConfigError: there is no such folder, or no stage has run there.
+        ConfigError: there is no such folder, no stage has run there, or ``slides`` holds no slide.
+        LabelError: ``slides`` is a manifest that is wrong.
     """
     if not config.run.is_dir():
         raise ConfigError(f"--run {config.run}: no such folder; give the one that `wsi-mil tile` wrote to.")
@@ -39,13 +41,14 @@ def run(config: ReportConfig) -> StageResult:
     if all(stage.status == "not run" for stage in stages):
         raise ConfigError(f"--run {config.run}: no stage has run there; run `wsi-mil tile` first.")
     output = config.run / "report.html"
+    finder = slide_finder(config.slides)
     with store.stage_record(config.run, "report", config) as record:
         store.sweep(config.run)
         models = gather.read_models(config.run)
         slides = gather.read_slides(config.run, stages, models)
         sheets = [_sheet(model) for model in models]
         taken = sum(len(picture.uri) for sheet in sheets for picture in sheet.figures)
-        cards = _cards(config.run, slides, max(_PICTURE_BYTES - taken, _PICTURE_BYTES // 2))
+        cards = _cards(config.run, slides, finder, max(_PICTURE_BYTES - taken, _PICTURE_BYTES // 2))
         page = render(
             run=config.run,
             written=datetime.now(UTC),
@@ -78,20 +81,20 @@ def _sheet(model: Model) -> Sheet:
     return Sheet(model=model, confusion=figures.confusion(model), figures=pictures, remarks=remarks)
 
 
-def _cards(run: Path, slides: Sequence[Slide], most: int) -> list[Card]:
+def _cards(run: Path, slides: Sequence[Slide], finder: SlideFinder, most: int) -> list[Card]:
     """Return the slides with their pictures and layers, which have about ``most`` bytes together."""
     budget = most // max(1, len(slides))
     with progress("report", len(slides)) as report, ThreadPoolExecutor(os.cpu_count()) as pool:
 
         def card(slide: Slide) -> Card:
-            made = _card(run, slide, budget)
+            made = _card(run, slide, finder, budget)
             report(1)
             return made
 
         return list(pool.map(card, slides))
 
 
-def _card(run: Path, slide: Slide, budget: int) -> Card:
+def _card(run: Path, slide: Slide, finder: SlideFinder, budget: int) -> Card:
     geometry = None if slide.place is None else slide.place.geometry
     found: list[Layer] = []
     remarks, picture = [], None
@@ -106,7 +109,7 @@ def _card(run: Path, slide: Slide, budget: int) -> Card:
                 f"heatmap of {name}: no room on the page for {', '.join(left_out)}; `wsi-mil view` shows all"
             )
     if slide.place is not None:
-        path, why = thumbnail(run, slide.slide_id, slide.place)
+        path, why = thumbnail(run, slide.slide_id, slide.place, finder)
         caption = (
             f"the preview with its patches framed, because the slide cannot be read ({why})" if why else ""
         )

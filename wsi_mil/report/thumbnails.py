@@ -10,13 +10,14 @@ from PIL import Image
 
 from wsi_mil import blocks, store
 from wsi_mil.errors import SlideError
+from wsi_mil.locate import SlideFinder
 from wsi_mil.report.gather import Place
 from wsi_mil.slide import open_slide
 
 _SIDE = 1200  # pixels of the longer side
 
 
-def thumbnail(run: Path, slide_id: str, place: Place) -> tuple[Path | None, str]:
+def thumbnail(run: Path, slide_id: str, place: Place, finder: SlideFinder) -> tuple[Path | None, str]:
     """Return the file with the slide's picture, or None; and, where it is not the slide's own, why."""
     kept = run / "report" / "thumbnails" / f"{slide_id}.jpg"
     patches = store.patches_path(run, slide_id)
@@ -24,11 +25,10 @@ def thumbnail(run: Path, slide_id: str, place: Place) -> tuple[Path | None, str]
         return kept, ""
     geometry = place.geometry
     try:
-        if not place.path:
-            raise SlideError("where the slide lies is not known")
-        with open_slide(place.path, place.reader, geometry.mpp_l0) as slide:  # type: ignore[arg-type]
+        path = finder.find(slide_id, [place.path], place.fingerprint)
+        with open_slide(path, place.reader, geometry.mpp_l0) as slide:  # type: ignore[arg-type]
             if (slide.width_l0, slide.height_l0) != (geometry.width_l0, geometry.height_l0):
-                raise SlideError(f"{place.path}: another slide under the same name")
+                raise SlideError(f"{path}: another slide under the same name")
             longer = max(geometry.width_l0, geometry.height_l0)
             pixels = blocks.thumbnail(slide, geometry.mpp_l0 * max(1.0, longer / _SIDE))
     except SlideError as error:

@@ -6,7 +6,7 @@ mpp. ``resolution`` states which source of the microns per pixel counts, ``colou
 tiled.
 """
 
-from wsi_mil.slide.fingerprint import bytes_on_disk, fingerprint
+from wsi_mil.slide.fingerprint import bytes_on_disk, fingerprint, has_fingerprint
 from wsi_mil.slide.opening import SUFFIXES, detect, dicom_series, open_slide
 from wsi_mil.slide.reading import Reader, ReadLevel, Slide
 from wsi_mil.slide.resolution import Resolution, Statement, decide
@@ -23,5 +23,6 @@ __all__ = [
     "detect",
     "dicom_series",
     "fingerprint",
+    "has_fingerprint",
     "open_slide",
 ]

@@ -12,7 +12,7 @@ import fsspec
 
 from wsi_mil import pulse
 from wsi_mil.config import Location
-from wsi_mil.errors import SlideError
+from wsi_mil.errors import SlideError, SlideMissingError
 
 _END, _SAMPLE, _SAMPLES = 65536, 4096, 16  # bytes at either end; bytes at so many places between
 
@@ -24,13 +24,28 @@ def fingerprint(path: Location) -> str:
     ends are read: two requests.
 
     Raises:
-        SlideError: the file cannot be read.
+        SlideMissingError: there is no such file. SlideError: it cannot be read.
     """
+    return _fingerprint(path, sampled=isinstance(path, Path))
+
+
+def has_fingerprint(path: Location, wanted: str) -> bool:
+    """Tell whether a slide has the fingerprint ``wanted``, which may be of a URL while ``path`` is none.
+
+    Behind a URL fewer bytes are looked at, so that one file has two fingerprints: either will do.
+
+    Raises:
+        SlideMissingError: there is no such file. SlideError: it cannot be read.
+    """
+    return fingerprint(path) == wanted or _fingerprint(path, sampled=not isinstance(path, Path)) == wanted
+
+
+def _fingerprint(path: Location, *, sampled: bool) -> str:
     pulse.at(f"comparing the bytes of {path}")
     try:
-        parts = _local(path) if isinstance(path, Path) else _remote(path)
-    except FileNotFoundError as error:
-        raise SlideError(f"{path}: no such file.") from error
+        parts = _local(path, sampled) if isinstance(path, Path) else _remote(path, sampled)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SlideMissingError(f"{path}: no such file.") from error
     except OSError as error:
         raise SlideError(f"{path}: cannot be read ({error.strerror or error}).") from error
     return "blake2b-128:" + hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
@@ -54,13 +69,19 @@ def bytes_on_disk(path: Location) -> int:
         return 0
 
 
-def _local(path: Path) -> list[bytes]:
+def _places(size: int, sampled: bool) -> list[tuple[int, int]]:
+    """Return (first byte, bytes) of what is looked at."""
+    step = size // (_SAMPLES + 1)
+    between = [(step * k, _SAMPLE) for k in range(1, _SAMPLES + 1)] if sampled else []
+    return [(0, _END), *between, (max(size - _END, 0), _END)]
+
+
+def _local(path: Path, sampled: bool) -> list[bytes]:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         size = os.fstat(descriptor).st_size
-        step = size // (_SAMPLES + 1)
-        places = [(0, _END), *((step * k, _SAMPLE) for k in range(1, _SAMPLES + 1)), (size - _END, _END)]
-        parts = [str(size).encode()] + [os.pread(descriptor, count, max(place, 0)) for place, count in places]
+        parts = [os.pread(descriptor, count, place) for place, count in _places(size, sampled)]
+        parts.insert(0, str(size).encode())
     finally:
         os.close(descriptor)
     companions = path.with_suffix("")
@@ -69,11 +90,11 @@ def _local(path: Path) -> list[bytes]:
     return parts
 
 
-def _remote(url: str) -> list[bytes]:
+def _remote(url: str, sampled: bool) -> list[bytes]:
     try:
         store, where = fsspec.core.url_to_fs(url)
         size = int(store.size(where) or 0)
-        ends = (0, min(_END, size)), (max(size - _END, 0), size)
+        ends = [(start, min(start + count, size)) for start, count in _places(size, sampled)]
         return [str(size).encode()] + [store.cat_file(where, start=start, end=end) for start, end in ends]
     except OSError:
         raise

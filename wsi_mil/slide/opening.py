@@ -15,7 +15,7 @@ import tiffslide
 
 from wsi_mil import pulse
 from wsi_mil.config import Icc, Location
-from wsi_mil.errors import SlideError
+from wsi_mil.errors import SlideError, SlideMissingError
 from wsi_mil.slide.reading import TIFF_ERRORS, Reader, Slide
 
 # tifffile logs every oddity of a damaged file; ours says what matters of it in one line.
@@ -47,13 +47,16 @@ def open_slide(
     at a time, beside what is asked for; None leaves it to the store (megabytes).
 
     Raises:
-        SlideError: there is no such file, no reader opens it, its mpp is missing, impossible or contradicted
+        SlideMissingError: there is no such file.
+        SlideError: no reader opens it, its mpp is missing, impossible or contradicted
             (``resolution.decide``), or there is no ICC profile to convert through.
     """
     if path == Path():
-        raise SlideError("where the slide lies is not known: its patches were imported without --slides.")
+        raise SlideMissingError(
+            "where the slide lies is not known: its patches were imported without --slides."
+        )
     if isinstance(path, Path) and not path.exists():
-        raise SlideError(f"{path}: no such file.")
+        raise SlideMissingError(f"{path}: no such file.")
     pulse.at(f"opening {path}")
     readers: tuple[Reader, ...] = ("openslide", "tiffslide") if isinstance(path, Path) else ("tiffslide",)
     if reader != "auto" and reader not in readers:

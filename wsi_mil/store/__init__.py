@@ -6,7 +6,14 @@ from wsi_mil.store.claims import Claims
 from wsi_mil.store.disk import disk_errors
 from wsi_mil.store.features import FeatureStore, FeaturesWriter
 from wsi_mil.store.hdf5 import is_done, read_features, read_patches, write_features, write_patches
-from wsi_mil.store.heatmaps import QUANTITIES, Heatmap, heatmap_is_done, read_heatmap, write_heatmap
+from wsi_mil.store.heatmaps import (
+    QUANTITIES,
+    Heatmap,
+    heatmap_has_picture,
+    heatmap_is_done,
+    read_heatmap,
+    write_heatmap,
+)
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.layout import (
     bags_folder,
@@ -55,6 +62,7 @@ __all__ = [
     "features_folder",
     "features_path",
     "heatmap_folder",
+    "heatmap_has_picture",
     "heatmap_is_done",
     "is_done",
     "model_digest",

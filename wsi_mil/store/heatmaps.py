@@ -174,7 +174,7 @@ def heatmap_version(path: Path) -> int | None:
     return version if attrs.get("format") == "wsi-mil heatmap" and isinstance(version, int) else None
 
 
-def heatmap_is_done(folder: Path, record: dict[str, Any], overwrite: bool = False) -> bool:
+def heatmap_is_done(folder: Path, record: dict[str, Any]) -> bool:
     """Tell whether the heatmap folder of a slide is there, made with ``record``; see ``is_done``.
 
     Raises:
@@ -183,13 +183,19 @@ def heatmap_is_done(folder: Path, record: dict[str, Any], overwrite: bool = Fals
     """
     if not folder.exists():
         return False
-    try:
-        found = _open(folder / "heatmap.zarr")[1]["config"]
-    except FormatError:
-        if overwrite:
-            return False
-        raise
-    return same_record(found, record, folder, overwrite)
+    return same_record(_open(folder / "heatmap.zarr")[1]["config"], record, folder)
+
+
+def heatmap_has_picture(folder: Path) -> bool:
+    """Tell whether a heatmap that is there was drawn over its slide, and not on grey without it.
+
+    Raises:
+        FormatError: it is of another version, or damaged.
+    """
+    facts = _open(folder / "heatmap.zarr")[1].get("facts", {})
+    if "slide_path" in facts:
+        return bool(facts["slide_path"])
+    return not facts.get("note")  # written before the path was kept: only grey ones had a note
 
 
 def _open(path: Path) -> tuple[zarr.Group, dict[str, Any]]:

@@ -88,6 +88,11 @@ class FeaturesHead:
         return _icc(self.record.get("tile", {}))
 
     @property
+    def slide_fingerprint(self) -> str:
+        """Which bytes the slide's file had when it was tiled; "" where that is not known (imported)."""
+        return str(self.record.get("tile", {}).get("slide_fingerprint", ""))
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a model must find unchanged in every bag: encoder, weights, dimension, mpp and patch size.
 

@@ -185,16 +185,19 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | Outcom
     context = [
         store.patches_path(store.context_run(config.run, m), entry.slide_id) for m in config.context_mpp
     ]
+    moved = ""
+    if done:
+        moved, *_ = [_note_place(each, entry) for each in (path, *context) if each.exists()]
     wanted = config.save_patches != "none" and not _archive(config, entry).exists()
     if done and not wanted and all(each.exists() for each in context):
-        facts = _facts(store.read_patches(path), "")
+        facts = _facts(store.read_patches(path), moved)
         return Outcome(slide_id=entry.slide_id, status="skipped", facts=facts)
     cv2.setNumThreads(1)  # slides are what runs side by side
     keep_memory()
     with open_slide(entry.path, config.reader, config.slide_mpp, config.icc) as slide:
         enlarged = is_enlarged(config.mpp, slide.mpp_l0)
         note = f"enlarged from {slide.mpp_l0:g} um per pixel, which adds no detail" if enlarged else ""
-        note = "; ".join(filter(None, [slide.note, note]))
+        note = "; ".join(filter(None, [slide.note, note, moved]))
         picture = None
         if done and not context:
             patches = store.read_patches(path)
@@ -208,6 +211,20 @@ def _tile_one(task: tuple[SlideEntry, TileConfig]) -> Mapping[str, Any] | Outcom
                 note = "; ".join(filter(None, [note, f"{missing} patches cannot be read and were not saved"]))
     facts = _facts(patches, note)
     return facts if picture is None else facts | {"card": card_of(patches, picture)}
+
+
+def _note_place(path: Path, entry: SlideEntry) -> str:
+    """Write into the patches at ``path`` where their slide lies now; return words where it was elsewhere."""
+    patches = store.read_patches(path)
+    old, new = patches.slide_path, entry.path
+    if isinstance(new, Path):
+        new = new.absolute()
+        if old == new or (isinstance(old, Path) and old.exists() and old.samefile(new)):
+            return ""
+    elif old == new:
+        return ""
+    store.write_patches(path, dataclasses.replace(patches, slide_path=new))
+    return f"the slide was at {old} and is at {new}: noted"
 
 
 def _archive(config: TileConfig, entry: SlideEntry) -> Path:

@@ -18,6 +18,7 @@ from wsi_mil import store
 from wsi_mil.config import Icc, Location
 from wsi_mil.errors import FormatError, SlideError, WsiMilError
 from wsi_mil.geometry import PatchGeometry
+from wsi_mil.locate import SlideFinder
 from wsi_mil.slide import Reader, Slide, open_slide
 from wsi_mil.view import tiles
 from wsi_mil.view.handles import Handles
@@ -28,20 +29,25 @@ _KEPT_HEATMAPS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a slide lies, how large it is, and in which colours; ``path`` is None where no file says it."""
+    """Where a slide was when it was tiled, how large it is, and in which colours.
+
+    ``path`` is "" where no file says it; ``fingerprint``: as in ``store.Patches``.
+    """
 
     slide_id: str
-    path: Location | None
+    path: Location
     reader: Reader
     geometry: PatchGeometry
     icc: Icc = "none"
+    fingerprint: str = ""
 
 
 class RunSlides:
     """The slides of one run folder. Safe from several threads; new heatmaps of known slides are seen."""
 
-    def __init__(self, run: Path) -> None:
-        """Look which slides the run has; nothing is opened yet."""
+    def __init__(self, run: Path, finder: SlideFinder | None = None) -> None:
+        """Look which slides the run has; nothing is opened yet. ``finder`` finds those that were moved."""
+        self._finder = finder or SlideFinder()
         self.run = run
         self.heatmaps = _heatmaps(run)
         ids = {path.stem for path in (run / "patches").glob("*.h5") if path.name[0] != "."}
@@ -108,16 +114,15 @@ class RunSlides:
         place = self._places(slide_id)
 
         def opened() -> Slide:
-            if place.path is None:
-                raise SlideError(f"{slide_id}: no file of the run says where the slide lies.")
-            slide = open_slide(place.path, place.reader, place.geometry.mpp_l0, place.icc)
+            path = self._finder.find(slide_id, [place.path], place.fingerprint)
+            slide = open_slide(path, place.reader, place.geometry.mpp_l0, place.icc)
             size, wanted = (slide.width_l0, slide.height_l0), (
                 place.geometry.width_l0, place.geometry.height_l0
             )  # fmt: skip
             if size != wanted:
                 slide.close()
                 raise SlideError(
-                    f"{place.path}: is {size[0]} x {size[1]} pixels, and the patches were cut from a slide "
+                    f"{path}: is {size[0]} x {size[1]} pixels, and the patches were cut from a slide "
                     f"of {wanted[0]} x {wanted[1]}: another slide under the same name."
                 )
             return slide
@@ -176,15 +181,16 @@ class RunSlides:
             patches = store.read_patches(path)
             return Place(
                 slide_id=slide_id,
-                path=patches.slide_path or None,
+                path=patches.slide_path,
                 reader=patches.reader,  # type: ignore[arg-type]
                 geometry=patches.geometry,
                 icc=patches.icc,
+                fingerprint=patches.slide_fingerprint,
             )
         for name, ids in self.heatmaps.items():
             if slide_id in ids:
                 geometry = self.heatmap(slide_id, name).geometry
-                return Place(slide_id=slide_id, path=None, reader="auto", geometry=geometry)
+                return Place(slide_id=slide_id, path="", reader="auto", geometry=geometry)
         raise FormatError(f"{slide_id}: neither {path} nor a heatmap of it is there any more.")
 
 
