@@ -93,7 +93,8 @@ def _spared(what: str) -> Iterator[None]:
         yield
     except figures.FAULTS as error:
         console.print(
-            f"{what} could not be drawn ({type(error).__name__}: {error}); the model and its tables are whole.",
+            f"{what} could not be drawn ({type(error).__name__}: {error}); the model and its tables are "
+            "whole.",
             markup=False,
             soft_wrap=True,
         )
