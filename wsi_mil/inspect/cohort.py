@@ -119,8 +119,12 @@ def _find(config: InspectConfig) -> tuple[list[SlideEntry], list[str], list[Faul
         others += [str(path) for path in found.others]
         faults += found.faults
         notes += found.notes
-    others, faults, notes = (list(dict.fromkeys(each)) for each in (others, faults, notes))  # type: ignore
-    return list(entries.values()), others, faults, notes
+    return (
+        list(entries.values()),
+        list(dict.fromkeys(others)),
+        list(dict.fromkeys(faults)),
+        list(dict.fromkeys(notes)),
+    )
 
 
 def _list(place: Any, config: InspectConfig) -> Found:

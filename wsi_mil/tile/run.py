@@ -65,7 +65,7 @@ def run(config: TileConfig) -> StageResult:
         finally:
             for each in runs:
                 store.sweep(each / "patches")
-        slide_ids = [each.slide_id for each in (*all_entries, *found.faults)]
+        slide_ids = [entry.slide_id for entry in all_entries] + [fault.slide_id for fault in found.faults]
         for each in runs:
             store.write_rows(_table(each), _COLUMNS, (outcome.row() for outcome in outcomes), slide_ids)
         cards = {each.slide_id: each.facts["card"] for each in outcomes if "card" in each.facts}
