@@ -42,7 +42,7 @@ Kind = Literal[
 * other patches: not made from the patches that are there.
 * missing: said to be done, or needed, and not there.
 * leftover: of a crash.
-* no permission, not opened: the system would not have it opened or read; nothing is known to be wrong with it.
+* no permission, not opened: the system would not open or read it; nothing is known to be wrong with it.
 * not checked: a remark, no problem.
 """
 
