@@ -219,6 +219,7 @@ def test_what_cannot_be_looked_at_fails_by_name_and_the_rest_is_tiled(make_slide
     assert "is the same folder as" in err
     assert inspected[0] == 1
     found = json.loads(inspected[1])
+    assert len(found["notes"]) == 2
     assert {each["slide_id"] for each in found["slides"] if each["problems"]} == {
         "gone", "caf\\xe9", "locked/"
     }  # fmt: skip

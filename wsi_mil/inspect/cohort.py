@@ -67,6 +67,7 @@ class Cohort:
             "used_twice": dict(self.used_twice),
             "same_bytes": [list(each) for each in self.same_bytes],
             "not_slides": list(self.others),
+            "notes": list(self.notes),
             "labels": labels,
         }
 
