@@ -5,8 +5,8 @@
 Slides are mosaics of the CMU slide of ../shared, or drawn tissue, and the table says which; "half" reads
 0.25 um slides at 0.5 um, "native" slides of 0.5 um. The device is simulated: it takes patches at a set rate,
 and its work is a pause that releases the interpreter's lock, as a GPU's does. Time of the lock is bounded
-from above: it is the processor time of the device's process, all of its threads, over the patches that it moved
-(whatever holds the lock and runs spends processor time). Each figure is the median of ``--rounds``.
+from above: it is the processor time of the device's process, all of its threads, over the patches that it
+moved (whatever holds the lock and runs spends processor time). Each figure is the median of ``--rounds``.
 """
 
 import argparse

@@ -83,6 +83,9 @@ def test_what_cannot_be_drawn_is_left_out():
     last = Trained(state={}, epoch=2, val_loss=None, train_losses=[0.5, 0.4], val_losses=[])
     assert not has(figures.losses([last]), figures.COLOURS[1]), "nothing was validated on"
     assert has(figures.losses([last]), figures.COLOURS[0])
+    both = figures.losses([last, trained()])
+    assert has(both, figures.COLOURS[0]), "some folds have a validation part, others none"
+    assert has(both, figures.COLOURS[1])
 
 
 def test_many_classes_have_a_curve_each():

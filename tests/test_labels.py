@@ -29,6 +29,27 @@ def test_columns_in_any_order_with_others_ignored(tmp_path):
     assert labels.splits is None
 
 
+@pytest.mark.parametrize(
+    "name", ["Patient_ID", "patient", "case_id", "PatientID", "case", "Patient ID", "patient-id", "PATIENT",
+             "case_submitter_id", "Subject", "donor_id", "patient.barcode"],
+)  # fmt: skip
+@pytest.mark.parametrize("task", ["classification", "survival"])
+def test_patients_under_another_name_are_never_passed_over(tmp_path, name, task):
+    what, value = ("time,event", "3,1") if task == "survival" else ("label", "x")
+    path = write(tmp_path, f"{name},slide_id,{what}\np,a,{value}\np,b,{value}\n")
+    with pytest.raises(LabelError) as raised:
+        manifest.read_labels(path, task)
+    assert f"no column 'patient_id', and {name!r} seems to say whose slide it is" in str(raised.value)
+    assert "Rename the column to patient_id" in str(raised.value)
+    beside = write(tmp_path, f"{name},slide_id,{what},patient_id\np,a,{value},q\np,b,{value},q\n")
+    assert manifest.read_labels(beside, task).patient_ids == ("q", "q")
+
+
+@pytest.mark.parametrize("name", ["site", "patients_age", "caseload", "slide", "staining"])
+def test_other_columns_are_not_taken_for_patients(tmp_path, name):
+    assert not manifest.read_labels(write(tmp_path, f"slide_id,label,{name}\na,x,1\n")).has_patients
+
+
 def test_without_patients_each_slide_is_its_own(tmp_path):
     labels = manifest.read_labels(write(tmp_path, "slide_id,label,split\na,x,train\nb,y,\n"))
     assert labels.patient_ids == ("a", "b")

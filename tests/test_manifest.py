@@ -1,7 +1,11 @@
+import json
+import os
 import re
+from pathlib import Path
 
 import pytest
 
+from tests.conftest import without_roots_powers
 from wsi_mil.errors import ConfigError, LabelError
 from wsi_mil.manifest import find_slides, read_manifest
 
@@ -128,3 +132,91 @@ def test_a_manifest_that_is_no_text(tmp_path):
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(LabelError, match="cannot be read as a CSV"):
         read_manifest(path)
+
+
+def test_links_to_nothing_pipes_and_odd_names_are_faults_by_name(tmp_path):
+    put(tmp_path / "good.svs")
+    (tmp_path / "gone.svs").symlink_to(tmp_path / "away" / "gone.svs")
+    (tmp_path / "round.svs").symlink_to(tmp_path / "round.svs")
+    (tmp_path / "gone.txt").symlink_to("nothing.txt")
+    os.mkfifo(tmp_path / "pipe.svs")
+    put(tmp_path / os.fsdecode(b"caf\xe9.svs"))
+    put(tmp_path / os.fsdecode(b"caf\xe9.txt"), b"text")
+    (tmp_path / os.fsdecode(b"d\xe9p")).mkdir()
+    found = find(tmp_path)
+    assert [each.slide_id for each in found.entries] == ["good"]
+    faults = {each.slide_id: each.reason for each in found.faults}
+    assert faults.keys() == {"gone", "round", "pipe", "caf\\xe9", "d\\xe9p/"}
+    assert faults["gone"] == (
+        f"a link to {tmp_path / 'away' / 'gone.svs'}, which is not there; mend or remove the link"
+    )
+    assert "no regular file" in faults["pipe"]
+    assert "not UTF-8" in faults["caf\\xe9"]
+    assert sorted(path.name for path in found.others) == ["caf\\xe9.txt", "gone.txt"]
+    assert [each.slide_id for each in find(tmp_path, "g*.svs").faults] == ["gone", "d\\xe9p/"]
+    json.dumps([each.path for each in found.faults]).encode()
+
+
+def test_a_folder_without_permission_is_a_fault(tmp_path):
+    put(tmp_path / "good.svs")
+    put(tmp_path / "locked" / "a.svs")
+    (tmp_path / "locked").chmod(0o000)
+    try:
+        with without_roots_powers():
+            found = find(tmp_path)
+            with pytest.raises(ConfigError, match=r"no slide that can be looked at; .*locked: a folder that"):
+                find(tmp_path / "locked")
+        (tmp_path / "locked").chmod(0o444)  # listed, and nothing in it can be looked at
+        with without_roots_powers():
+            listed = find(tmp_path)
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+    assert [each.slide_id for each in found.entries] == ["good"]
+    assert [(each.slide_id, each.reason) for each in found.faults] == [
+        ("locked/", "a folder that cannot be listed (Permission denied); change its permissions (chmod)")
+    ]
+    assert [(each.slide_id, each.reason) for each in listed.faults] == [
+        ("a", "cannot be looked at (Permission denied)")
+    ]
+
+
+@pytest.mark.parametrize("where", ["below", "itself"])
+def test_nothing_in_a_run_folder_of_ours_is_a_slide(tmp_path, where):
+    run = tmp_path / "run" if where == "below" else tmp_path
+    put(tmp_path / "a.svs")
+    put(run / "heatmaps" / "m" / "a" / "heatmap.ome.tiff")
+    assert len(find(tmp_path).entries) == 2, "a folder of that name is no run yet"
+    put(run / "tile" / "stage.json", b"{}")
+    found = find(tmp_path)
+    assert [each.slide_id for each in found.entries] == ["a"]
+    assert not found.faults
+    assert all("of wsi-mil; nothing in it is taken for a slide" in note for note in found.notes)
+    assert len(found.notes) == (1 if where == "below" else 2)
+
+
+def test_links_to_folders_above_end_and_links_to_others_are_walked_once(tmp_path):
+    put(tmp_path / "x" / "a.svs")
+    for i in range(12):  # followed one by one they would be more ways than time allows
+        (tmp_path / "x" / f"up{i}").symlink_to(tmp_path)
+        (tmp_path / f"here{i}").symlink_to(".")
+    (tmp_path / "y").symlink_to(tmp_path / "x")
+    elsewhere = put(tmp_path.parent / f"{tmp_path.name}-elsewhere" / "b.svs").parent
+    (tmp_path / "z").symlink_to(elsewhere)
+    found = find(tmp_path)
+    assert sorted(each.slide_id for each in found.entries) == ["a", "b"]
+    assert len(found.notes) == 25
+    assert f"{tmp_path / 'y'} is the same folder as {tmp_path / 'x'}, and is walked once." in found.notes
+
+
+def test_ids_do_not_depend_on_how_the_folder_is_typed(tmp_path, monkeypatch):
+    folder = put(tmp_path / "case7" / "one.dcm", b"dc1").parent
+    (tmp_path / "case7" / "below").mkdir()
+    (tmp_path / "link").symlink_to(folder)
+    typed = {folder: folder, ".": folder, "../case7": folder, "..": folder / "below", "link": tmp_path}
+    for series in (1, 2):
+        if series == 2:
+            put(folder / "two.dcm", b"dc2")
+        wanted = ["case7"] if series == 1 else ["case7_one", "case7_two"]
+        for name, cwd in typed.items():
+            monkeypatch.chdir(cwd)
+            assert [each.slide_id for each in find(Path(name)).entries] == wanted, name

@@ -8,6 +8,7 @@ import pytest
 
 from wsi_mil import parallel
 from wsi_mil.errors import SlideError
+from wsi_mil.parallel import Outcome
 
 
 def work(task):
@@ -106,3 +107,18 @@ def test_where_nobody_says_how_many_there_is_a_process_for_each_core_of_ours(mon
 
 def pid(_task):
     return {"pid": os.getpid()}
+
+
+def test_the_repr_of_a_result_is_short_whatever_its_facts_hold():
+    outcome = Outcome(
+        slide_id="a",
+        status="done",
+        seconds=1.5,
+        facts={"card": "x" * 70_000, "patches": 3, "reason": "y" * 900},
+    )
+    result = parallel.StageResult(stage="tile", output=Path("run/patches"), outcomes=[outcome] * 4)
+    assert repr(outcome) == "Outcome('a'; done; 1.50 s; facts=card, patches, reason)"
+    assert repr(result) == "StageResult('tile'; 4 done, 0 skipped, 0 failed; output='run/patches')"
+    failed = Outcome(slide_id="b", status="failed", reason="z" * 900, traceback="t" * 9000)
+    assert len(repr(failed)) <= 400
+    assert "reason='zzz" in repr(failed)

@@ -15,6 +15,7 @@ from tests.conftest import mounted, without_roots_powers
 from tests.test_features import KINDS
 from tests.test_store import some_features, some_patches
 from wsi_mil import store
+from wsi_mil.config import EmbedConfig, ExportConfig
 from wsi_mil.errors import StoreError
 
 ROOT = Path(__file__).parents[1]
@@ -168,6 +169,60 @@ def test_a_read_only_run(disk, kind):
         with pytest.raises(StoreError, match=r"cannot be written: the file system is read-only\. .*--run"):
             act()
     assert len(features.read("a b").features) == 6, "reading goes on"
+
+
+STAGES = ("tile", "import", "embed", "train", "heatmap", "predict", "report", "export")
+
+
+def begin(stage: str, run: Path) -> None:
+    config = ExportConfig(run=run, tool="pt", output=run / "exported") if stage == "export" else None
+    config = config or EmbedConfig(run=run)
+    with store.stage_record(run, stage, config):
+        pytest.fail("the stage began")
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("stage", STAGES)
+def test_no_stage_begins_on_a_disk_that_takes_nothing(disk, stage, there):
+    run = disk / "run"
+    if there:
+        (run / stage).mkdir(parents=True)
+    with suppress(OSError), (disk / "full").open("wb") as file:
+        file.write(bytes(2_000_000))
+    with pytest.raises(StoreError, match=rf"{stage}: cannot be written: the disk is full"):
+        begin(stage, run)
+    subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+    with pytest.raises(StoreError, match=rf"{stage}: cannot be written: the file system is read-only"):
+        begin(stage, run)
+
+
+@pytest.mark.parametrize(
+    ("stage", "folder"),
+    [("tile", "patches"), ("embed", "features"), ("embed", "features/tf_efficientnet_lite0"),
+     ("train", "models"), ("heatmap", "heatmaps"), ("predict", "predictions"), ("export", "exported")],
+)  # fmt: skip
+def test_no_stage_begins_where_it_may_not_write_its_outputs(tmp_path, stage, folder):
+    place = tmp_path / folder
+    place.mkdir(parents=True)
+    place.chmod(0o500)
+    with (
+        without_roots_powers(),
+        pytest.raises(StoreError, match=f"{folder}: cannot be written: no permission"),
+    ):
+        begin(stage, tmp_path)
+    assert not list(place.iterdir())
+
+
+def test_a_read_only_run_is_found_before_any_slide_is_tiled(make_slide, tmp_path, wsi):
+    slides = make_slide("a.tiff", width=768, height=512, tissue=((128, 128, 500, 400),)).parent
+    run = tmp_path / "run"
+    run.mkdir(mode=0o500)
+    with without_roots_powers():
+        code, out, err = wsi("tile", "--slides", slides, "--run", run, "--workers", 1)
+    assert code == 1
+    assert "cannot be written: no permission to write there" in err
+    assert "failed a:" not in out + err
+    assert not list(run.iterdir())
 
 
 def test_a_folder_that_is_not_ours(tmp_path):

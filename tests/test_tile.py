@@ -1,12 +1,13 @@
 import csv
 import json
+import os
 
 import cv2
 import numpy as np
 import pytest
 import shapely
 
-from tests.conftest import break_blocks
+from tests.conftest import break_blocks, without_roots_powers
 from wsi_mil import store, tile
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import SlideError, StaleOutputError
@@ -191,3 +192,34 @@ def test_a_dicom_folder_is_one_slide_named_after_the_folder(real_slides, tmp_pat
 def test_an_unopenable_file_is_a_slide_error(real_slides):
     with pytest.raises(SlideError):
         open_slide(real_slides / "openslide_fixtures" / "unopenable.tiff")
+
+
+def test_what_cannot_be_looked_at_fails_by_name_and_the_rest_is_tiled(make_slide, tmp_path, wsi):
+    slides = make_slide("a.tiff", width=768, height=512, tissue=((128, 128, 500, 400),)).parent
+    (slides / "gone.svs").symlink_to("/nowhere/gone.svs")
+    (slides / os.fsdecode(b"caf\xe9.svs")).write_bytes(b"x")
+    (slides / "again").symlink_to(slides)
+    (slides / "locked").mkdir(mode=0o000)
+    earlier = slides / "run"
+    (earlier / "tile").mkdir(parents=True)
+    (earlier / "tile" / "stage.json").write_text("{}")
+    (earlier / "heatmap.ome.tiff").write_bytes(b"x")
+    with without_roots_powers():
+        code, out, err = wsi("tile", "--slides", slides, "--run", tmp_path / "run", "--workers", 1)
+        inspected = wsi("inspect", slides, "--json")
+    assert code == 1
+    assert "Traceback" not in out + err
+    table = rows(tmp_path / "run" / "tile" / "slides.csv")
+    assert {name: row["status"] for name, row in table.items()} == {
+        "a": "done", "gone": "failed", "caf\\xe9": "failed", "locked/": "failed",
+    }  # fmt: skip
+    assert "a link to /nowhere/gone.svs, which is not there" in table["gone"]["reason"]
+    assert "gone" in out + err
+    assert "is a run folder of wsi-mil; nothing in it is taken for a slide" in err
+    assert "is the same folder as" in err
+    assert inspected[0] == 1
+    found = json.loads(inspected[1])
+    assert len(found["notes"]) == 2
+    assert {each["slide_id"] for each in found["slides"] if each["problems"]} == {
+        "gone", "caf\\xe9", "locked/"
+    }  # fmt: skip

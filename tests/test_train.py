@@ -308,6 +308,36 @@ def test_too_few_patients_to_validate_take_the_last_epoch_and_say_so(tmp_path, c
     assert metrics["folds"][0]["val_losses"] == [None, None]
 
 
+def test_a_rare_class_leaves_only_some_networks_a_validation_part(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(7):
+        write_bag(tmp_path, f"s{i:02}", bag(rng, i < 2))
+        rows.append((f"s{i:02}", "tumour" if i < 2 else "normal", f"P{i:02}"))
+    write_labels(tmp_path, rows)
+    train.run(config(tmp_path, split="leave-one-out", members=2, epochs=2))
+    output = tmp_path / "models" / "gated-attention"
+    history = rows_of(output / "history.csv")
+    with_val = {(row["fold"], row["member"]) for row in history if row["val_loss"]}
+    everyone = {(row["fold"], row["member"]) for row in history}
+    assert set() < with_val < everyone, "the case that this test is about"
+    assert "nan" not in (output / "history.csv").read_text().casefold()
+    assert (output / "losses.png").read_bytes()[:4] == b"\x89PNG"
+    assert "could not be drawn" not in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_drawn_costs_no_model(copy, capsys, monkeypatch):
+    monkeypatch.setattr(train.figures, "_limits", lambda *_, **__: (np.nan, np.nan))  # set_ylim refuses it
+    train.run(config(copy, name="undrawn", epochs=1, members=1))
+    output = copy / "models" / "undrawn"
+    there = {path.name for path in output.iterdir()}
+    assert {"metrics.json", "predictions.csv", "splits.csv", "history.csv", "roc.png"} <= there
+    assert "losses.png" not in there
+    said = " ".join(capsys.readouterr().err.split())
+    assert "losses.png could not be drawn (ValueError:" in said
+    assert "the model and its tables are whole" in said
+
+
 def test_without_a_validation_part_every_network_learns_from_all_training_slides(copy, capsys):
     result = train.run(config(copy, val_fraction=0.0, epochs=4))
     assert "too few" not in capsys.readouterr().err, "it was asked for"

@@ -597,6 +597,96 @@ def test_a_file_without_permission_is_named_and_kept(clean, tmp_path):
     assert (problem.kind, problem.removable) == ("no permission", None)
 
 
+SHIM = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/types.h>
+static int refused(const char *path) {
+    const char *part = getenv("REFUSED");
+    return part && *part && path && strstr(path, part);
+}
+int flock(int file, int operation) { errno = ENOLCK; return -1; }
+#define OPEN(name) int name(const char *path, int flags, ...) { \\
+    va_list more; va_start(more, flags); mode_t mode = va_arg(more, mode_t); va_end(more); \\
+    if (refused(path)) { errno = EIO; return -1; } \\
+    int (*real)(const char *, int, ...) = dlsym(RTLD_NEXT, #name); \\
+    return real(path, flags, mode); }
+OPEN(open)
+OPEN(open64)
+"""
+
+
+@pytest.fixture(scope="module")
+def shim(tmp_path_factory) -> Path:
+    """A library to preload: no locks are to be had, and files whose path holds $REFUSED give EIO."""
+    if shutil.which("gcc") is None or sys.platform != "linux":
+        pytest.skip("no gcc: a file system without locks was NOT tested")
+    folder = tmp_path_factory.mktemp("shim")
+    (folder / "shim.c").write_text(SHIM)
+    subprocess.run(
+        ["gcc", "-shared", "-fPIC", "-o", folder / "shim.so", folder / "shim.c", "-ldl"], check=True
+    )
+    return folder / "shim.so"
+
+
+def without_locks(shim: Path, code: str, *arguments: object, **more: str) -> str:
+    environment = os.environ | {"LD_PRELOAD": str(shim), "COLUMNS": "400"} | more
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert "Traceback" not in done.stderr, done.stderr
+    return f"{done.returncode} {done.stdout} {done.stderr}"
+
+
+VERIFY = "import sys; from wsi_mil.cli import main; sys.exit(main(['verify', '--run', *sys.argv[1:]]))"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_opened_is_not_damaged_and_stays(clean, tmp_path, shim, kind):
+    run = tmp_path / "run"
+    shutil.copytree(clean[kind], run)
+    before = {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()}
+
+    def kept() -> bool:
+        return {path: path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()} == before
+
+    said = without_locks(shim, VERIFY, run, "--repair")
+    assert said.startswith("0 "), said
+    assert kept()
+    # Locks that are insisted on, and are not to be had.
+    said = without_locks(shim, VERIFY, run, "--repair", HDF5_USE_FILE_LOCKING="TRUE")
+    assert said.startswith("1 "), said
+    assert kept(), said
+    assert "set HDF5_USE_FILE_LOCKING=FALSE" in said
+    assert "nothing is known to be wrong with it" in said
+    assert "removed" not in said
+    # A disk that gives errors.
+    said = without_locks(shim, VERIFY, run, "--repair", REFUSED=str(run / "features"))
+    assert said.startswith("1 "), said
+    assert kept(), said
+    said = without_locks(shim, VERIFY, run, "--repair", REFUSED=str(run))
+    assert said.startswith(("1 ", "2 ")), said
+    assert kept(), said
+
+
+def test_files_are_written_and_read_where_there_are_no_locks(clean, tmp_path, shim):
+    code = """
+import sys
+from pathlib import Path
+from wsi_mil import store
+source, target = map(Path, sys.argv[1:])
+store.write_features(target, store.read_features(source))
+print(len(store.read_features(target).features))
+"""
+    source = store.features_path(clean["hdf5"], "net", "a")
+    said = without_locks(shim, code, source, tmp_path / "b.h5")
+    assert said.startswith(f"0 {len(store.read_features(source).features)}")
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stages_make_again_what_repair_removed(wsi, make_slide, weights, tmp_path, kind):  # noqa: F811
     for name in "ab":

@@ -49,6 +49,7 @@ def import_run(config: ImportConfig) -> StageResult:
     """
     found = _find(config)
     book = read_book(config)
+    store.check_writable(config.run / "import")  # the plan opens every file
     plans, outcomes = _plan(found, config, book)
     stores = [
         _open(each) for each in {plan.encoder: plan for plan in plans.values() if plan.encoder}.values()

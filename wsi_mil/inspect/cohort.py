@@ -14,7 +14,7 @@ from wsi_mil.config import InspectConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.inspect.facts import Inspection
 from wsi_mil.inspect.look import inspect_slide
-from wsi_mil.manifest import Found, Reconciled, SlideEntry
+from wsi_mil.manifest import Fault, Found, Reconciled, SlideEntry
 from wsi_mil.slide import SUFFIXES, detect, dicom_series
 
 FORMAT, FORMAT_VERSION = "wsi-mil inspection", 1
@@ -26,7 +26,8 @@ class Cohort:
     """What is known of many slides.
 
     ``used_twice``: ids of several slides, and their paths; ``same_bytes``: ids of files that are the same;
-    ``others``: files that are no slides; ``labels``: slides against labels, where there are some.
+    ``others``: files that are no slides; ``labels``: slides against labels, where there are some; ``notes``:
+    which folders were passed over.
     """
 
     slides: tuple[Inspection, ...]
@@ -35,6 +36,7 @@ class Cohort:
     others: tuple[str, ...]
     labels: Reconciled | None = None
     labels_path: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def failing(self) -> list[Inspection]:
@@ -65,6 +67,7 @@ class Cohort:
             "used_twice": dict(self.used_twice),
             "same_bytes": [list(each) for each in self.same_bytes],
             "not_slides": list(self.others),
+            "notes": list(self.notes),
             "labels": labels,
         }
 
@@ -77,7 +80,7 @@ def inspect_slides(config: InspectConfig) -> Cohort:
         LabelError: a manifest or the labels cannot be read.
     """
     label_ids = manifest.read_label_ids(config.labels) if config.labels else None
-    entries, others = _find(config)
+    entries, others, faults, notes = _find(config)
     twice = manifest.used_twice(entries)
     tasks = {
         f"{entry.slide_id} ({entry.path})" if entry.slide_id in twice else entry.slide_id: (entry, config)
@@ -90,26 +93,39 @@ def inspect_slides(config: InspectConfig) -> Cohort:
         if outcome.facts
         else Inspection(slide_id=entry.slide_id, path=str(entry.path), problems=(outcome.reason,))
         for (entry, _), outcome in zip(tasks.values(), outcomes, strict=True)
+    ) + tuple(
+        Inspection(slide_id=each.slide_id, path=each.path, problems=(f"{each.path}: {each.reason}.",))
+        for each in faults
     )
     return Cohort(
         slides=slides,
         used_twice=twice,
         same_bytes=_same_bytes(slides),
         others=tuple(others),
+        notes=tuple(notes),
         labels=None if label_ids is None else manifest.reconcile(label_ids, [e.slide_id for e in entries]),
         labels_path=str(config.labels or ""),
     )
 
 
-def _find(config: InspectConfig) -> tuple[list[SlideEntry], list[str]]:
-    """Return the slides at all places, none twice, and the files there that are no slides."""
+def _find(config: InspectConfig) -> tuple[list[SlideEntry], list[str], list[Fault], list[str]]:
+    """Return the slides at all places, none twice, the files there that are no slides, faults and notes."""
     entries: dict[tuple[str, str], SlideEntry] = {}
     others: list[str] = []
+    faults: list[Fault] = []
+    notes: list[str] = []
     for place in config.slides:
         found = _list(place, config)
         entries |= {(each.slide_id, str(each.path)): each for each in found.entries}
         others += [str(path) for path in found.others]
-    return list(entries.values()), list(dict.fromkeys(others))
+        faults += found.faults
+        notes += found.notes
+    return (
+        list(entries.values()),
+        list(dict.fromkeys(others)),
+        list(dict.fromkeys(faults)),
+        list(dict.fromkeys(notes)),
+    )
 
 
 def _list(place: Any, config: InspectConfig) -> Found:

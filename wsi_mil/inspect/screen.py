@@ -137,6 +137,7 @@ def _about_all(cohort: Cohort) -> Iterator[str]:
             f"remark: the same file under several names: {', '.join(group)}. In a cross-validation one could "
             "be trained on and another tested."
         )
+    yield from cohort.notes
     if cohort.others:
         yield f"{len(cohort.others)} files are no slides: {_some(cohort.others)}"
     labels = cohort.labels

@@ -5,6 +5,7 @@ from wsi_mil.manifest.labels import Labels, Match, check_splits, match, read_lab
 from wsi_mil.manifest.near import Reconciled, read_label_ids, reconcile
 from wsi_mil.manifest.patients import by_patient, check_patients, group_remark
 from wsi_mil.manifest.slides import (
+    Fault,
     Found,
     SlideEntry,
     find_remote_slides,
@@ -17,6 +18,7 @@ from wsi_mil.manifest.table import some
 from wsi_mil.manifest.targets import Targets, make_targets
 
 __all__ = [
+    "Fault",
     "Found",
     "Labels",
     "Match",

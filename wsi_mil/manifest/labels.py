@@ -7,6 +7,7 @@ problems of a kind are said at once.
 """
 
 import dataclasses
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,15 @@ from pathlib import Path
 from wsi_mil.errors import ConfigError, LabelError
 from wsi_mil.manifest import values
 from wsi_mil.manifest.table import WANTED, Row, other_delimiter, read_table, some
+
+_PATIENTS = frozenset(
+    f"{who}{kind}"
+    for who in ("patient", "case", "subject", "donor", "participant", "casesubmitter", "submitter", "person")
+    for kind in ("", "s", "id", "ids", "uid", "uuid", "no", "nr", "num", "number", "name", "code", "key",
+                 "barcode", "identifier", "index")
+) | {"pid", "idpatient", "idcase"}  # fmt: skip
+"""Names of columns that are of patients in the tables of hospitals, of TCGA and of other tools, without case,
+blanks and marks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,11 +78,13 @@ def read_labels(path: Path, task: str = "classification", group_by: str | None =
     Raises:
         LabelError: no such file, no CSV, a column missing or there twice, an empty field, a slide id twice,
             or (regression, survival) what is no number, no time or no event; names them with their lines.
+            No patient_id, and a column that seems to be of patients under another name; names it.
         ConfigError: there is no column ``group_by``; names those there are.
     """
     header, rows = read_table(path)
     columns = ("time", "event") if task == "survival" else ("label",)
     _check_header(path, header, ("slide_id", *columns), group_by)
+    _refuse_patients_unread(path, header)
     names = [name for name in ("slide_id", *columns, "patient_id") if name in header]
     names += [group_by] if group_by is not None and group_by not in names else []
     _refuse_empty(path, rows, names, group_by)
@@ -164,6 +176,20 @@ def _check_header(path: Path, header: Sequence[str], needed: Sequence[str], grou
         raise LabelError(
             f"{path}: several columns are called {', '.join(repr(name) for name in twice)}; wanted one each. "
             "Rename or remove the others."
+        )
+
+
+def _refuse_patients_unread(path: Path, header: Sequence[str]) -> None:
+    """Refuse a column of patients that is not called patient_id: it would be passed over, and leak."""
+    if "patient_id" in header:
+        return
+    seen = [repr(name) for name in header if re.sub(r"[\W_]+", "", name).casefold() in _PATIENTS]
+    if seen:
+        raise LabelError(
+            f"{path}: no column 'patient_id', and {' and '.join(seen)} seems to say whose slide it is. Left "
+            "unread, each slide would count as its own patient, and slides of one patient would be trained "
+            "and tested on. Rename the column to patient_id; where every slide is of another patient, remove "
+            "it or give it a name that is not of patients."
         )
 
 

@@ -5,9 +5,10 @@ of files that are not slides. What a slide is, a function of the caller's decide
 """
 
 import csv
+import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import fsspec
@@ -15,6 +16,7 @@ import fsspec
 from wsi_mil.config import MPP_MAX, MPP_MIN, Location, location
 from wsi_mil.errors import ConfigError, LabelError
 from wsi_mil.manifest.table import some
+from wsi_mil.manifest.walk import Walked, is_text, shown, walk
 
 
 @dataclass(frozen=True)
@@ -27,11 +29,25 @@ class SlideEntry:
 
 
 @dataclass(frozen=True)
+class Fault:
+    """What may be a slide, or hold some, and cannot be looked at: an id to name it by, where, and why."""
+
+    slide_id: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Found:
-    """The slides below a folder, by path, and the files there that are no slides."""
+    """The slides below a folder, by path, and the files there that are no slides.
+
+    ``faults`` fail as slides do; ``notes`` are sentences about folders that were passed over.
+    """
 
     entries: list[SlideEntry]
     others: list[Path]
+    faults: list[Fault] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def list_slides(
@@ -74,14 +90,18 @@ def find_slides(
 
     A file counts as a slide when ``detect`` knows it or its suffix is one of ``suffixes`` (then it may still
     fail to open, and that is said). The files of a DICOM series are one slide, named after their folder; an
-    MRXS and its folder are one slide. Hidden files are passed over. ``pattern`` is a glob on file names.
+    MRXS and its folder are one slide. Hidden files and run folders of ours are passed over, and a folder that
+    links lead to again is walked once. ``pattern`` is a glob on file names.
 
     Raises:
-        ConfigError: no such folder, no slide in it, or two slides with the same id.
+        ConfigError: no such folder, no slide in it, or two slides with the same id; or its name is no text.
     """
     if not folder.exists():
-        raise ConfigError(f"--slides {folder}: no such folder or file.")
-    files = [folder] if folder.is_file() else list(_walk(folder))
+        raise ConfigError(f"--slides {shown(folder)}: no such folder or file.")
+    if not is_text(folder):
+        raise ConfigError(f"--slides {shown(folder)}: its name is not UTF-8; rename it.")
+    walked = Walked(files=[folder]) if folder.is_file() else walk(folder)
+    files = walked.files
     wanted = [path for path in files if not pattern or path.match(pattern)]
     entries, others, dicom = [], [], defaultdict(list)
     for path in wanted:
@@ -93,16 +113,24 @@ def find_slides(
             entries.append(SlideEntry(path.stem, path))
         else:
             others.append(path)
+    root = folder.parent if folder.is_file() else folder
     for parent, paths in dicom.items():
-        entries += _dicom_entries(parent, paths, dicom_series)
+        # Of the folder itself the name does not depend on how it was typed: '.', '..', a link.
+        name = parent.resolve().name if parent == root else parent.name
+        entries += _dicom_entries(name, paths, dicom_series)
+    faults = _faults(walked, folder, pattern, suffixes, {each.slide_id for each in entries})
+    others += [Path(shown(path)) for path in walked.broken if path.suffix.lower() not in suffixes]
     if not entries:
+        if faults:
+            named = some([f"{each.path}: {each.reason}" for each in faults])
+            raise ConfigError(f"--slides {folder}: no slide that can be looked at; {named}.")
         seen = f"{len(files)} files, none of them a slide" if files else "no files"
         narrowed = f" (--pattern {pattern!r} lets {len(wanted)} through)" if pattern and files else ""
         raise ConfigError(f"--slides {folder}: {seen}{narrowed}; wanted slides such as .svs, .tiff, .ndpi.")
     entries.sort(key=lambda entry: str(entry.path))
     if unique:
         _check_unique(entries, f"--slides {folder}")
-    return Found(entries, others)
+    return Found(entries, others, faults, walked.notes)
 
 
 def find_remote_slides(
@@ -182,27 +210,31 @@ def read_manifest(path: Path, *, unique: bool = True) -> list[SlideEntry]:
     return entries
 
 
-def _walk(folder: Path) -> Iterable[Path]:
-    """Yield the files below ``folder``, without hidden ones and the folders that belong to an MRXS."""
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith("."):
-            continue
-        if path.is_file():
-            yield path
-        elif path.is_dir() and not path.with_name(path.name + ".mrxs").exists():
-            yield from _walk(path)
+def _faults(
+    walked: Walked, folder: Path, pattern: str, suffixes: Sequence[str], known: Collection[str]
+) -> list[Fault]:
+    """Return what fails as slides do: broken files that claim to be slides, and folders that are closed."""
+    files = [
+        Fault(shown(path.name if path.stem in known else path.stem), shown(path), reason)
+        for path, reason in walked.broken.items()
+        if path.suffix.lower() in suffixes and (not pattern or path.match(pattern))
+    ]
+    return files + [
+        Fault(f"{shown(os.path.relpath(path, folder))}/", shown(path), reason)
+        for path, reason in walked.closed.items()
+    ]
 
 
 def _dicom_entries(
-    parent: Path, paths: list[Path], dicom_series: Callable[[Path], str | None]
+    folder: str, paths: list[Path], dicom_series: Callable[[Path], str | None]
 ) -> list[SlideEntry]:
     series: dict[str, Path] = {}
     for path in paths:
         series.setdefault(dicom_series(path) or f"unreadable {path.name}", path)
     if len(series) == 1:
-        return [SlideEntry(parent.name, path) for path in series.values()]
+        return [SlideEntry(folder or path.stem, path) for path in series.values()]  # '/' has no name
     # Several series in one folder: the folder's name alone would not tell them apart.
-    return [SlideEntry(f"{parent.name}_{path.stem}", path) for path in series.values()]
+    return [SlideEntry(f"{folder}_{path.stem}", path) for path in series.values()]
 
 
 def used_twice(entries: Iterable[SlideEntry]) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ stored and used, ``tasks`` what its logits mean and how they are trained, ``evid
 do with a prediction.
 """
 
+from wsi_mil.models.arrays import as_tensor
 from wsi_mil.models.committee import (
     CHUNK,
     MilModel,
@@ -36,6 +37,7 @@ __all__ = [
     "Task",
     "against_others",
     "as_array",
+    "as_tensor",
     "build",
     "check_identity",
     "explain",

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from wsi_mil.errors import FormatError
+from wsi_mil.models.arrays import as_tensor
 from wsi_mil.models.foreign import PREFIX, SUPPORTED, ForeignNetwork
 from wsi_mil.models.network import EmbeddingNetwork, Front, InstanceNetwork, Network
 from wsi_mil.models.tasks import Task, task_of
@@ -119,7 +120,7 @@ class MilModel(nn.Module):
         def chunks() -> Iterator[Tensor]:
             for start in range(0, len(x_ND), chunk):
                 part = x_ND[start : start + chunk]
-                yield self.standardise(torch.as_tensor(part).to(device))
+                yield self.standardise(as_tensor(part).to(device))
 
         members = [cast(Network, member) for member in self.members]
         held = list(chunks()) if len(x_ND) <= _HELD * chunk else None

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_mil.models.arrays import as_tensor
 from wsi_mil.models.committee import MilModel
 from wsi_mil.models.foreign import ForeignNetwork
 from wsi_mil.models.network import EmbeddingNetwork, InstanceNetwork
@@ -128,8 +129,9 @@ def of_parts(
         logits_KRSC = torch.stack([cast(_Attention, each).grown(orders_RN, counts_S) for each in members])
         bags = model.task.mean(logits_KRSC.flatten(1, 2))
     else:
-        x_TD = torch.as_tensor(x_ND)
-        bags = torch.cat([model.bag(x_TD[order[:n]]).logits_BC for order in orders_RN for n in counts_S])
+        x_TD = as_tensor(x_ND)
+        orders = [as_tensor(order) for order in orders_RN]
+        bags = torch.cat([model.bag(x_TD[order[:n]]).logits_BC for order in orders for n in counts_S])
     return model.task.predict(bags).reshape(len(orders_RN), len(counts_S), -1)
 
 
@@ -184,7 +186,7 @@ def _chunks(
 ) -> Iterator[Tensor]:
     for rows in (x_ND, more_MD):
         for start in range(0, 0 if rows is None else len(rows), chunk):
-            part = torch.as_tensor(cast(Any, rows)[start : start + chunk])
+            part = as_tensor(cast(Any, rows)[start : start + chunk])
             yield model.standardise(part.to(model.mean_D.device))
 
 
@@ -219,9 +221,8 @@ class _Attention:
         weight_NA = (weight_NA - weight_NA.amax(dim=0)).clamp(min=-690).exp()
         sums_NO = weight_NA * torch.cat(self.parts)
         at_S = torch.as_tensor(counts_S - 1)
-        rows = [
-            sums_NO[order].cumsum(dim=0)[at_S] / weight_NA[order].cumsum(dim=0)[at_S] for order in orders_RN
-        ]
+        orders = [as_tensor(order) for order in orders_RN]
+        rows = [sums_NO[order].cumsum(dim=0)[at_S] / weight_NA[order].cumsum(dim=0)[at_S] for order in orders]
         return self.network.shifted((torch.stack(rows) + self.network.classify.bias).float())
 
 

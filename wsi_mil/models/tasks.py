@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from wsi_mil.errors import FormatError
+from wsi_mil.models.arrays import as_tensor
 
 Activation = Literal["softmax", "sigmoid", "identity"]
 
@@ -52,7 +53,7 @@ class Task(ABC):
 
     def encode(self, targets: NDArray[Any]) -> Tensor:
         """Return the targets as the loss takes them, a row for each bag."""
-        return torch.as_tensor(targets).float()
+        return as_tensor(targets).float()
 
     def codes(self, targets: NDArray[Any]) -> NDArray[np.int64] | None:
         """Return the class of each target, by which rare ones count more; None where there are no classes."""

@@ -16,8 +16,10 @@ from wsi_mil.errors import WsiMilError
 
 Task = TypeVar("Task")
 
+_SHOWN = 200  # characters of a reason in a repr
 
-@dataclass(frozen=True, kw_only=True)
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Outcome:
     """What became of one slide. ``facts`` are further columns of slides.csv, such as its patches; a
     ``reason`` among them is a remark on a slide that is done."""
@@ -28,6 +30,13 @@ class Outcome:
     reason: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     traceback: str = ""
+
+    def __repr__(self) -> str:
+        """Name the slide and what became of it; facts may hold pictures, and are named only."""
+        said = [f"{self.slide_id!r}", self.status, f"{self.seconds:.2f} s"]
+        said += [f"reason={_shortened(self.reason)!r}"] if self.reason else []
+        said += [f"facts={', '.join(self.facts)}"] if self.facts else []
+        return _shortened(f"Outcome({'; '.join(said)})", 2 * _SHOWN)
 
     def row(self) -> dict[str, object]:
         """Return the outcome as a row of slides.csv."""
@@ -40,7 +49,7 @@ Work = Callable[[Task], Mapping[str, Any] | Outcome | None]
 the outcome itself."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class StageResult:
     """What a stage's ``run`` returns: every slide's outcome, and the folder where its output lies.
 
@@ -52,6 +61,11 @@ class StageResult:
     outcomes: list[Outcome] = field(default_factory=list)
     named: str = "slide"
 
+    def __repr__(self) -> str:
+        """Say how many slides were done, skipped and failed, and where the output lies."""
+        counts = ", ".join(f"{self.count(status)} {status}" for status in ("done", "skipped", "failed"))
+        return f"StageResult({self.stage!r}; {counts}; output={str(self.output)!r})"
+
     @property
     def failed(self) -> list[Outcome]:
         """The slides that failed."""
@@ -60,6 +74,10 @@ class StageResult:
     def count(self, status: str) -> int:
         """Return how many slides ended as ``status``."""
         return sum(each.status == status for each in self.outcomes)
+
+
+def _shortened(text: str, most: int = _SHOWN) -> str:
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def attempt(slide_id: str, function: Work[Task], task: Task) -> Outcome:

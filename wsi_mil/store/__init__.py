@@ -1,6 +1,6 @@
 """Everything on disk: formats, paths, and the rule that a file appears whole or not at all (FORMATS.md)."""
 
-from wsi_mil.store.atomic import alone, atomic_file, atomic_folder, sweep, write_text
+from wsi_mil.store.atomic import alone, atomic_file, atomic_folder, check_writable, sweep, write_text
 from wsi_mil.store.checksum import of_array as checksum_of
 from wsi_mil.store.claims import Claims
 from wsi_mil.store.disk import disk_errors
@@ -55,6 +55,7 @@ __all__ = [
     "atomic_file",
     "atomic_folder",
     "bags_folder",
+    "check_writable",
     "checksum_of",
     "context_run",
     "disk_errors",

@@ -20,6 +20,7 @@ from wsi_mil.store.disk import disk_errors
 
 _TEMPORARY = re.compile(r"^\..+\.(?P<host>[^.]+)-(?P<pid>\d+)\.tmp$")
 _OF_THE_COMPUTER = 0xEFFFFFFC  # the space of process numbers that Linux starts with (PROC_PID_INIT_INO)
+_PROBE = 65_536  # bytes that a disk must have room for before work begins
 _TRIES = 5  # to put a folder in the place of another
 
 
@@ -127,6 +128,25 @@ def alone(path: Path) -> Iterator[None]:
         with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def check_writable(folder: Path) -> None:
+    """Write a small file into a folder, or the nearest one above that is there, and remove it again.
+
+    Raises:
+        StoreError: the disk is full, read-only, or does not let us.
+    """
+    there = next((each for each in (folder, *folder.absolute().parents) if each.is_dir()), Path("/"))
+    probe = _temporary(there / "probe")
+    with disk_errors(folder, _PROBE):
+        try:
+            probe.write_bytes(bytes(_PROBE))
+            _flush(probe)
+        except OSError as error:  # said of the folder that was asked for, and not of the probe
+            raise OSError(error.errno, error.strerror) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -34,6 +34,19 @@ _WORDS = {
     errno.EIO: ("the disk reports an input/output error", "check the disk or use another one"),
 }
 
+_OF_FILES = {
+    0,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EINVAL,
+    errno.EFBIG,
+    errno.EOVERFLOW,
+    errno.EFAULT,
+}
+"""What also a file that is missing or damaged ends in: its parts are sought where nothing can be."""
+_LOCK = "unable to lock file"  # HDF5's words
+
 
 @contextmanager
 def disk_errors(path: Path, need: int | None = None) -> Iterator[None]:
@@ -57,6 +70,33 @@ def disk_errno(error: OSError) -> int:
     """Return the number of the system's error; HDF5 has it in its text only."""
     found = re.search(r"errno = (\d+)", str(error))
     return error.errno if error.errno is not None else int(found[1]) if found else 0
+
+
+def refusal(error: BaseException | None) -> str:
+    """Return what the system said where it would not open or read a file; '' where the file itself is wrong.
+
+    The errors that an error was raised from count, too: a file that could not be read is not a damaged file.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            number = disk_errno(error)
+            if number not in _OF_FILES or _LOCK in str(error):
+                return os.strerror(number) if number else str(error)
+        error = error.__cause__
+    return ""
+
+
+def refused_advice(error: BaseException | None) -> str:
+    """Return what to do about a ``refusal``."""
+    while error is not None:
+        if _LOCK in str(error):
+            return (
+                "the file system grants no locks: set HDF5_USE_FILE_LOCKING=FALSE and give the command again"
+            )
+        if isinstance(error, PermissionError):
+            return "change its permissions (chmod)"
+        error = error.__cause__
+    return "see to the disk or its mount, and give the command again"
 
 
 def megabytes(count: int) -> str:

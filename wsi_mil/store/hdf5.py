@@ -22,6 +22,7 @@ from wsi_mil.errors import FormatError
 from wsi_mil.store import attributes as attrs
 from wsi_mil.store import checksum
 from wsi_mil.store.atomic import atomic_file
+from wsi_mil.store.disk import refusal, refused_advice
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary, Patches
 from wsi_mil.store.record import same_record
 
@@ -31,6 +32,9 @@ DAMAGE = (
     OverflowError,
 )  # fmt: skip
 """What libraries raise at a file that is not what it should be."""
+_LOCKING = False
+"""No locks: a file is written under a name of the process's own and never changed under its final name, and
+many file systems of clusters grant none."""
 _ROOM = 256 * 1024  # what HDF5 itself needs beside the arrays of a file, at most
 
 
@@ -179,10 +183,12 @@ def opened(path: Path, kind: str, advice: str) -> Iterator[Any]:
     if not path.exists():
         raise FormatError(f"{path}: no such file; {advice or 'it should hold ' + kind}.")
     try:
-        file = h5py.File(path, "r")
+        file = h5py.File(path, "r", locking=_LOCKING)
     except PermissionError as error:
         raise FormatError(f"{path}: no permission to read it; change its permissions (chmod).") from error
     except OSError as error:
+        if said := refusal(error):
+            raise FormatError(f"{path}: cannot be opened ({said}); {refused_advice(error)}.") from error
         raise FormatError(
             f"{path}: not readable as HDF5 ({error}); remove it and run the stage again."
         ) from error
@@ -193,6 +199,8 @@ def opened(path: Path, kind: str, advice: str) -> Iterator[Any]:
         except FormatError:
             raise
         except DAMAGE as error:
+            if said := refusal(error):
+                raise FormatError(f"{path}: cannot be read ({said}); {refused_advice(error)}.") from error
             raise FormatError(
                 f"{path}: damaged, or not as FORMATS.md says ({error}); remove it and run the stage again."
             ) from error
@@ -225,7 +233,7 @@ def _new_file(path: Path, size: int) -> Iterator[Any]:
     file can be neither written nor closed, and the process crashes when it tries.
     """
     with atomic_file(path, size) as temporary:
-        file = h5py.File(temporary, "w")
+        file = h5py.File(temporary, "w", locking=_LOCKING)
         try:
             _reserve(temporary, size + size // 50 + _ROOM)
             yield file

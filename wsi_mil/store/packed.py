@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from wsi_mil.errors import FormatError
 from wsi_mil.store import checksum as checksums
 from wsi_mil.store.atomic import atomic_folder
+from wsi_mil.store.disk import refusal, refused_advice
 from wsi_mil.store.layout import bags_folder
-from wsi_mil.store.problems import Kind, Problem
+from wsi_mil.store.problems import Kind, Problem, of_error
 
 _FORMAT, _VERSION = "wsi-mil bags", 1
 _INDEX, _FEATURES = "index.json", "features.f16"
@@ -147,9 +148,9 @@ def check_packed(folder: Path) -> list[Problem]:
         packed = _read(folder)
     except FormatError as error:
         text = str(error).removeprefix(f"{folder}: ")
-        if isinstance(error.__cause__, PermissionError):
-            advice = "change its permissions (chmod); it was not checked."
-            return [Problem(file=str(folder), kind="no permission", detail=text, advice=advice)]
+        if refusal(error):
+            found = Problem(file=str(folder), kind="unreadable", detail=text, command="train")
+            return [of_error(found, error)]
         kind: Kind = "wrong format" if "format version" in text else "unreadable"
         return problem(kind, text.split("; remove it")[0])
     for i, slide_id in enumerate(packed.slide_ids):
@@ -188,6 +189,8 @@ def _read(folder: Path) -> Packed:
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, FormatError):
             raise
+        if said := refusal(error):
+            raise FormatError(f"{folder}: cannot be read ({said}); {refused_advice(error)}.") from error
         raise FormatError(
             f"{folder}: no packed bags, or damaged ({error!r}); remove it: the next training makes it again."
         ) from error

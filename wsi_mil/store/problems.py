@@ -3,12 +3,15 @@
 Comes in: a path and what was found. Goes out: a ``Problem``, which knows how it can be repaired, if it can.
 """
 
+import dataclasses
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from wsi_mil.store import atomic
-from wsi_mil.store.disk import disk_errors
+from wsi_mil.store.disk import disk_errors, refusal, refused_advice
 
 Kind = Literal[
     "unreadable",
@@ -23,6 +26,7 @@ Kind = Literal[
     "missing",
     "leftover",
     "no permission",
+    "not opened",
     "not checked",
 ]
 """How a file can be wrong.
@@ -38,6 +42,7 @@ Kind = Literal[
 * other patches: not made from the patches that are there.
 * missing: said to be done, or needed, and not there.
 * leftover: of a crash.
+* no permission, not opened: the system would not open or read it; nothing is known to be wrong with it.
 * not checked: a remark, no problem.
 """
 
@@ -86,6 +91,16 @@ class Problem:
             else:
                 path.unlink(missing_ok=True)
         return True
+
+
+def of_error(problem: Problem, error: BaseException) -> Problem:
+    """Return the problem that an error is; what could not be opened or read is not damaged, and is kept."""
+    said = refusal(error)
+    if not said:
+        return problem
+    advice = f"{refused_advice(error)}; it was not checked, and nothing is known to be wrong with it."
+    kind: Kind = "no permission" if said == os.strerror(errno.EACCES) else "not opened"
+    return dataclasses.replace(problem, kind=kind, detail=said, advice=advice, removable=None)
 
 
 def inside(run: Path, path: Path) -> bool:

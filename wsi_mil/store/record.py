@@ -19,10 +19,17 @@ from typing import Any
 
 from wsi_mil import config as configs
 from wsi_mil.errors import StaleOutputError
-from wsi_mil.store.atomic import alone, write_text
+from wsi_mil.store.atomic import alone, check_writable, write_text
 from wsi_mil.store.disk import disk_errors
+from wsi_mil.store.layout import features_folder
 
 _LIBRARIES = ("wsi-mil", "torch", "timm", "openslide-python", "tiffslide", "numpy", "h5py", "scikit-learn")
+
+_OUTPUTS = {
+    "tile": ("patches",), "import": ("patches", "features"), "embed": ("features",), "train": ("models",),
+    "heatmap": ("heatmaps",), "predict": ("predictions",), "report": (".",),
+}  # fmt: skip
+"""Where in a run each stage writes, beside RUN/<stage>."""
 
 
 @contextmanager
@@ -36,7 +43,12 @@ def stage_record(
     first to the last of them, ``shares`` is what became of each, and ``status`` "done" once all are.
     ``totals`` returns the keys that are of all shares; it is called when the block has ended well, while no
     other share can write the record: whoever writes it last has counted what all others left.
+
+    Raises:
+        StoreError: the stage could not write its outputs, or its record; it has not begun then.
     """
+    for folder in _folders(run, stage, config):
+        check_writable(folder)
     started = datetime.now(UTC)
     record = configs.record(config)
     content: dict[str, Any] = {
@@ -68,6 +80,16 @@ def stage_record(
         content["seconds"] = round((ended - started).total_seconds(), 2)
         if run.is_dir() or content["status"] == "done":  # a mistyped --run makes no folder
             _write(run / stage / "stage.json", content, getattr(config, "share", ""), totals)
+
+
+def _folders(run: Path, stage: str, config: object) -> list[Path]:
+    """Return the folders that a stage writes into."""
+    folders = [run / stage, *(run / each for each in _OUTPUTS.get(stage, ()))]
+    if stage == "embed":
+        folders.append(features_folder(run, str(getattr(config, "encoder", ""))))
+    if stage == "export":
+        folders.append(Path(getattr(config, "output", run)))
+    return folders
 
 
 def _write(path: Path, content: dict[str, Any], share: str, totals: Callable[[], Mapping[str, Any]]) -> None:

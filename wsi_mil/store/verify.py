@@ -14,6 +14,7 @@ from wsi_mil.store import hdf5, zarr_groups
 from wsi_mil.store import verify_files as files
 from wsi_mil.store import verify_outputs as outputs
 from wsi_mil.store.attributes import FEATURES, Attributes
+from wsi_mil.store.disk import refusal
 from wsi_mil.store.features import FeatureStore
 from wsi_mil.store.hdf5_features import Hdf5Features
 from wsi_mil.store.items import Patches
@@ -21,7 +22,7 @@ from wsi_mil.store.layout import patches_path, read_pointer
 from wsi_mil.store.leftovers import leftovers
 from wsi_mil.store.opening import name_of
 from wsi_mil.store.packed import check_packed
-from wsi_mil.store.problems import Problem, inside
+from wsi_mil.store.problems import Problem, inside, of_error
 from wsi_mil.store.verify_files import Checked, Subject
 from wsi_mil.store.zarr_features import LocalZarr, RemoteZarr, ZarrFeatures
 
@@ -62,12 +63,21 @@ class Verification:
         for path in self._inside("predictions", "*"):
             if path.is_dir():
                 self._add(str(path), lambda path: self.problems.extend(outputs.check_predictions(path)), path)
-        self.checks.append(self._check_tables)
+        self.checks.append(lambda: self._check(str(self.run), self._check_tables))
         self.checks.append(lambda: self.problems.extend(leftovers(self.run)))
 
     def _add(self, file: str, check: Callable[..., None], *arguments: object) -> None:
         self.files.append(file)
-        self.checks.append(lambda: check(*arguments))
+        self.checks.append(lambda: self._check(file, check, *arguments))
+
+    def _check(self, file: str, check: Callable[..., None], *arguments: object) -> None:
+        """Check a file; what the system would not have opened is a problem, and no other check stops."""
+        try:
+            check(*arguments)
+        except OSError as error:
+            if not refusal(error):
+                raise
+            self.problems.append(of_error(Problem(file=file, kind="not opened", detail=""), error))
 
     def _inside(self, folder: str, pattern: str) -> Iterator[Path]:
         """Yield what matches and lies in the run; say what a link leads out of it."""

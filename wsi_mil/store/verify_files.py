@@ -19,9 +19,10 @@ from wsi_mil import config as configs
 from wsi_mil.errors import FormatError
 from wsi_mil.store import attributes as attrs
 from wsi_mil.store import checksum, hdf5
+from wsi_mil.store.disk import refusal
 from wsi_mil.store.items import Patches
 from wsi_mil.store.layout import same_encoder
-from wsi_mil.store.problems import Kind, Problem
+from wsi_mil.store.problems import Kind, Problem, of_error
 
 _ROWS = 4096
 
@@ -142,9 +143,8 @@ def _guarded(
             look(node)
     except FormatError as error:
         text = str(error).removeprefix(f"{subject.where}: ")
-        if isinstance(error.__cause__, PermissionError):
-            advice = "change its permissions (chmod); it was not checked."
-            checked.problems.append(subject.problem("no permission", text, advice))
+        if refusal(error):
+            checked.problems.append(of_error(subject.problem("unreadable", text), error))
         elif "update wsi-mil" in text:
             checked.problems.append(subject.problem("wrong format", text, "update wsi-mil."))
         elif text.startswith("says it is"):  # whole, and of another program: not ours to remove

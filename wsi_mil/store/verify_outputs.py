@@ -25,7 +25,7 @@ from wsi_mil.store.layout import (
 )
 from wsi_mil.store.models import model_digest, read_fold
 from wsi_mil.store.predictions import read_predictions
-from wsi_mil.store.problems import Problem, inside
+from wsi_mil.store.problems import Problem, inside, of_error
 from wsi_mil.store.record import read_csv
 from wsi_mil.store.verify_files import Checked
 
@@ -51,7 +51,7 @@ def check_model(folder: Path) -> list[Problem]:
                     problem(folder / "metrics.json", "other settings", "its config_digest differs")
                 )
     except _DAMAGE as error:
-        problems.append(problem(folder / "metrics.json", "unreadable", str(error)))
+        problems.append(of_error(problem(folder / "metrics.json", "unreadable", str(error)), error))
     folds = {row.get("fold", "") for row in read_csv(folder / "splits.csv")}
     there = {path.stem.removeprefix("fold_"): path for path in sorted(folder.glob("fold_*.safetensors"))}
     for fold in sorted(folds - there.keys()) if folds else [] if there else ["0"]:
@@ -60,7 +60,8 @@ def check_model(folder: Path) -> list[Problem]:
         try:
             tensors, _ = read_fold(path)
         except _DAMAGE as error:
-            problems.append(problem(path, "unreadable", str(error).removeprefix(f"{path}: ")))
+            words = str(error).removeprefix(f"{path}: ")
+            problems.append(of_error(problem(path, "unreadable", words), error))
             continue
         bad = [name for name, value in tensors.items() if not np.isfinite(value).all()]
         if bad:
@@ -74,9 +75,10 @@ def check_predictions(folder: Path) -> list[Problem]:
         found = read_predictions(folder)
     except FormatError as error:
         path = folder / "predict.json"
-        return [
-            Problem(file=str(path), kind="unreadable", detail=str(error), command="predict", removable=folder)
-        ]
+        found_wrong = Problem(
+            file=str(path), kind="unreadable", detail=str(error), command="predict", removable=folder
+        )
+        return [of_error(found_wrong, error)]
     bad = [slide_id for slide_id, row in found.rows.items() if not _finite(row)]
     path = folder / "predictions.csv"
     problems = []
@@ -126,7 +128,8 @@ def check_heatmap(folder: Path) -> list[Problem]:
             elif not np.isfinite(values).all():
                 problems.append(problem(path, "not a number", f"NaN or infinity in {name}"))
     except _DAMAGE as error:
-        problems.append(problem(path, "unreadable", str(error).removeprefix(f"{path}: ")))
+        words = str(error).removeprefix(f"{path}: ")
+        problems.append(of_error(problem(path, "unreadable", words), error))
     overlay = "overlay.png" if (folder / "overlay.png").is_file() else "overlay.jpg"
     for name, whole in ((overlay, _is_picture), ("heatmap.geojson", _is_json)):
         if not (folder / name).is_file():
@@ -176,9 +179,8 @@ def check_stage(run: Path, stage: str) -> list[Problem]:
         if rows and not {"slide_id", "status"} <= rows[0].keys():
             raise ValueError("no columns slide_id and status")
     except (OSError, ValueError) as error:
-        problems.append(
-            Problem(file=str(path), kind="unreadable", detail=str(error), command=stage, removable=path)
-        )
+        problem = Problem(file=str(path), kind="unreadable", detail=str(error), command=stage, removable=path)
+        problems.append(of_error(problem, error))
     return problems
 
 

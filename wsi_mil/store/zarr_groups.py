@@ -18,6 +18,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from wsi_mil.errors import FormatError, WsiMilError
 from wsi_mil.store import attributes as attrs
 from wsi_mil.store import checksum
+from wsi_mil.store.disk import refusal, refused_advice
 from wsi_mil.store.hdf5 import CHUNK_ROWS, DAMAGE
 from wsi_mil.store.items import Features, FeaturesHead, FeaturesSummary
 
@@ -165,6 +166,8 @@ def opened(store: Store, where: str, advice: str) -> Iterator[zarr.Group]:
     except PermissionError as error:
         raise FormatError(f"{where}: no permission to read it; change its permissions (chmod).") from error
     except DAMAGE as error:
+        if said := refusal(error):
+            raise FormatError(f"{where}: cannot be read ({said}); {refused_advice(error)}.") from error
         raise FormatError(
             f"{where}: damaged, or not as FORMATS.md says ({error}); remove it and run the stage again."
         ) from error

@@ -17,7 +17,7 @@ from wsi_mil import manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.geometry import is_enlarged
-from wsi_mil.manifest import SlideEntry
+from wsi_mil.manifest import Fault, Found, SlideEntry
 from wsi_mil.memory import keep_memory
 from wsi_mil.parallel import Outcome, StageResult, console
 from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series, fingerprint, open_slide
@@ -41,7 +41,8 @@ def run(config: TileConfig) -> StageResult:
         StaleOutputError: RUN/patches holds outputs of other settings, and ``overwrite`` is off.
     """
     _check_places(config)
-    all_entries = _entries(config)
+    found = _found(config)
+    all_entries = found.entries
     entries = configs.share_of(all_entries, config.share)
     folder = config.run / "patches"
     runs = {config.run: config} | {
@@ -60,10 +61,11 @@ def run(config: TileConfig) -> StageResult:
         try:
             place = parallel.Place(workers=config.workers, cluster=config, shared=config.run, limits=_limits)
             outcomes = parallel.map_slides(_tile_one, tasks, title="tile", place=place, cost=_cost)
+            outcomes += [_failed(fault) for fault in found.faults]
         finally:
             for each in runs:
                 store.sweep(each / "patches")
-        slide_ids = [entry.slide_id for entry in all_entries]
+        slide_ids = [entry.slide_id for entry in all_entries] + [fault.slide_id for fault in found.faults]
         for each in runs:
             store.write_rows(_table(each), _COLUMNS, (outcome.row() for outcome in outcomes), slide_ids)
         cards = {each.slide_id: each.facts["card"] for each in outcomes if "card" in each.facts}
@@ -81,7 +83,11 @@ def _totals(run: Path) -> dict[str, int]:
     return {"slides": len(rows), "patches": sum(int(row["patches"] or 0) for row in rows)}
 
 
-def _entries(config: TileConfig) -> list[SlideEntry]:
+def _failed(fault: Fault) -> Outcome:
+    return Outcome(slide_id=fault.slide_id, status="failed", reason=f"{fault.path}: {fault.reason}.")
+
+
+def _found(config: TileConfig) -> Found:
     limits = parallel.limits_of(config.slide_timeout, config.slide_memory_mib, 1)
     found = manifest.list_slides(
         config.slides,
@@ -93,7 +99,9 @@ def _entries(config: TileConfig) -> list[SlideEntry]:
     if found.others:
         names = ", ".join(path.name for path in found.others[:5]) + (", ..." if len(found.others) > 5 else "")
         console.print(f"{len(found.others)} files in {config.slides} are not slides: {names}", markup=False)
-    return found.entries
+    for note in found.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    return found
 
 
 def _for_slide(entry: SlideEntry, config: TileConfig) -> TileConfig:

@@ -8,6 +8,7 @@ import io
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -30,6 +31,9 @@ _BANDS = 3
 
 _NAME = 40  # characters of a name in a legend
 _DPI = 120
+FAULTS = (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError)
+"""What numbers that cannot be drawn end in, in matplotlib, numpy and the metrics."""
+
 _SAMPLES = 500  # bootstrap resamples behind a band
 
 
@@ -63,7 +67,14 @@ class Shown:
 def draw(
     shown: Shown, trained: Sequence[Trained], null: tuple[str, float, Sequence[float], float] | None = None
 ) -> dict[str, bytes]:
-    """Return the figures that the task has, PNG by file name.
+    """Return the figures that the task has, PNG by file name (``drawings``, all drawn)."""
+    return {name: paint() for name, paint in drawings(shown, trained, null).items()}
+
+
+def drawings(
+    shown: Shown, trained: Sequence[Trained], null: tuple[str, float, Sequence[float], float] | None = None
+) -> dict[str, Callable[[], bytes]]:
+    """Return what draws each of the figures that the task has, by file name.
 
     ``trained`` are all networks of all folds. ``null`` is the name of the leading score, its value, those
     with shuffled labels, and p.
@@ -71,19 +82,19 @@ def draw(
     losses.png: always. roc.png, pr.png: classification, multilabel, where some class has rows and lacks some.
     calibration.png: classification. scatter.png: regression. km.png: survival. null.png: with ``null``.
     """
-    figures = {"losses.png": losses(trained)}
+    found: dict[str, Callable[[], bytes]] = {"losses.png": partial(losses, trained)}
     curves = _against_the_rest(shown)
     if curves:
-        figures |= {"roc.png": roc(shown, curves), "pr.png": pr(shown, curves)}
+        found |= {"roc.png": partial(roc, shown, curves), "pr.png": partial(pr, shown, curves)}
     if shown.task == "classification":
-        figures["calibration.png"] = calibration(shown)
+        found["calibration.png"] = partial(calibration, shown)
     if shown.task == "regression":
-        figures["scatter.png"] = scatter(shown)
+        found["scatter.png"] = partial(scatter, shown)
     if shown.task == "survival":
-        figures["km.png"] = survival(shown)
+        found["km.png"] = partial(survival, shown)
     if null is not None:
-        figures["null.png"] = null_distribution(*null)
-    return figures
+        found["null.png"] = partial(null_distribution, *null)
+    return found
 
 
 @dataclass(frozen=True)
@@ -200,15 +211,16 @@ def losses(trained: Sequence[Trained]) -> bytes:
 
     def paint(axes: Axes) -> None:
         kinds: list[tuple[str, list[list[float]]]] = [("training", [each.train_losses for each in trained])]
-        if any(each.val_losses for each in trained):
-            kinds.append(("validation", [each.val_losses for each in trained]))
+        validated = [each for each in trained if each.val_losses]  # small folds may have nothing set aside
+        if validated:
+            kinds.append(("validation", [each.val_losses for each in validated]))
         thin = max(0.12, min(0.6, 4 / len(trained)))
         for k, (words, curves) in enumerate(kinds):
             colour = COLOURS[k]
             for each in curves:
                 axes.plot(range(1, len(each) + 1), each, color=colour, linewidth=0.7, alpha=thin)
             axes.plot(*_median(curves), linewidth=2, label=words, color=colour, linestyle=_DASHES[k])
-        kept = [(each.epoch, each.val_losses[each.epoch - 1]) for each in trained if each.val_losses]
+        kept = [(each.epoch, each.val_losses[each.epoch - 1]) for each in validated]
         if kept:
             epochs, values = zip(*kept, strict=True)
             axes.scatter(epochs, values, s=14, color="#000000", zorder=3, label="epoch kept")

@@ -157,7 +157,7 @@ class Training:
                 noise = torch.randn(x_MTD.shape, generator=self.generator, device=self.device)
                 x_MTD = x_MTD + self.config.feature_noise * noise
             if self.augment is not None:
-                x_MTD = torch.stack([self.augment(x_TD, self.generator) for x_TD in x_MTD])
+                x_MTD = torch.stack([self.augment(x_TD.clone(), self.generator) for x_TD in x_MTD])
             loss_M = self._loss(x_MTD, bag_MT, torch.from_numpy(bag_MB).to(self.device))
             self.optimiser.zero_grad()
             loss_M.sum().backward()  # type: ignore[no-untyped-call]
@@ -202,7 +202,7 @@ class Training:
         better_M = []
         for m, (value, job) in enumerate(zip(value_M.tolist(), self.jobs, strict=True)):
             better_M.append(not self._stopped(m) and (value < progress.best_M[m] or not len(job.val)))
-            if not self._stopped(m):
+            if len(job.val) and not self._stopped(m):
                 progress.val_losses_M[m].append(value)
             if better_M[m]:
                 progress.best_M[m], progress.epoch_M[m] = value, epoch

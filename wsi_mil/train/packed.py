@@ -4,7 +4,6 @@ Comes in: the features of one encoder, and which slides are wanted. Goes out: ``
 slide is not in it. One slide at a time is in memory. It knows no label.
 """
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_mil import config as configs
-from wsi_mil import parallel, store
+from wsi_mil import models, parallel, store
 from wsi_mil.errors import FormatError
 from wsi_mil.store import checksum as checksums
 
@@ -62,9 +61,7 @@ def tensor_of(packed: store.Packed) -> torch.Tensor:
     The file is read ahead in the background: its bags are needed in any order, and a disk is fast in one.
     """
     packed.read_ahead()
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable", UserWarning)
-        return torch.from_numpy(packed.array)
+    return models.as_tensor(packed.array)
 
 
 def _heads(

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from wsi_mil import models
+
 Indices = NDArray[np.int64]
 Ranges = Sequence[tuple[int, int]]
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -47,9 +49,9 @@ class Patches:
 
     @classmethod
     def of(cls, bags: Sequence[NDArray[Any] | Tensor]) -> "Patches":
-        """Put bags in memory together."""
+        """Put copies of bags in memory together."""
         ends = np.cumsum([len(bag) for bag in bags]).tolist()
-        values = torch.cat([torch.as_tensor(bag) for bag in bags])
+        values = torch.cat([models.as_tensor(bag) for bag in bags])
         return cls(values, [[(end - len(bag), end)] for bag, end in zip(bags, ends, strict=True)])
 
     def __len__(self) -> int:
@@ -141,9 +143,9 @@ class Patches:
         piece = _PIECE.get(x_ND.device.type, _PIECE["cpu"])
         for start in range(0, len(x_ND), piece):
             # In float32 within a piece, whose mean is taken off first; in double from piece to piece.
-            part = x_ND[start : start + piece].float()
+            part = x_ND[start : start + piece].float()  # of float32 a view: it is the caller's
             mean = part.mean(dim=0)
-            var = part.sub_(mean).square_().mean(dim=0)
+            var = (part - mean).square_().mean(dim=0)
             var_D, at_D = (each.double().cpu().numpy() for each in (var, mean))
             size = min(piece, len(x_ND) - start)
             # Chan, Golub & LeVeque's way to put moments of parts together.

@@ -5,7 +5,8 @@ Comes in: the trained folds of a cohort. Goes out: one folder that appears whole
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import manifest, metrics, models, store
 from wsi_mil.config import TrainConfig
+from wsi_mil.parallel import console
 from wsi_mil.train import figures, tensorboard
 from wsi_mil.train.bags import Cohort
 from wsi_mil.train.crossval import FoldResult, Plan
@@ -58,14 +60,44 @@ def write_model(
         store.write_csv(folder / "history.csv", _HISTORY, _history_rows(results))
         content = _content(config, cohort, record, plan, results, null)
         (folder / "metrics.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for name, png in figures.draw(
-            _shown(config, cohort, results),
-            [m for r in results for m in r.fitted.members],
-            _drawn_null(content),
-        ).items():
-            (folder / name).write_bytes(png)
-        members = [each.fitted.members for each in results]
+        _draw(folder, config, cohort, results, content)
+
+
+def _draw(
+    folder: Path,
+    config: TrainConfig,
+    cohort: Cohort,
+    results: Sequence[FoldResult],
+    content: dict[str, Any],
+) -> None:
+    """Write figures and TensorBoard logs, after all else; one that cannot be drawn costs no model.
+
+    What the disk refuses is an error as ever: it would refuse the model, too.
+    """
+    members = [each.fitted.members for each in results]
+    drawings: dict[str, Callable[[], bytes]] = {}
+    with _spared("the figures"):
+        trained = [each for fold in members for each in fold]
+        drawings = figures.drawings(_shown(config, cohort, results), trained, _drawn_null(content))
+    for name, paint in drawings.items():
+        with _spared(name):
+            (folder / name).write_bytes(paint())
+    with _spared("the TensorBoard logs"):
         tensorboard.write_logs(folder / "tensorboard", members, content, configs.to_toml(config))
+
+
+@contextmanager
+def _spared(what: str) -> Iterator[None]:
+    """Say what could not be drawn, and go on."""
+    try:
+        yield
+    except figures.FAULTS as error:
+        console.print(
+            f"{what} could not be drawn ({type(error).__name__}: {error}); the model and its tables are "
+            "whole.",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 def leading_score(config: TrainConfig, cohort: Cohort, results: Sequence[FoldResult]) -> float:

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from wsi_mil.errors import FormatError
+from wsi_mil.store.disk import refusal, refused_advice
 from wsi_mil.store.foreign.facts import Source
 
 _ROWS = 8192  # of features that are looked at together
@@ -37,6 +38,8 @@ def open_hdf5(path: Path) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, RuntimeError) as error:
+        if said := refusal(error):
+            raise FormatError(f"{path}: cannot be opened ({said}); {refused_advice(error)}.") from error
         raise FormatError(f"{path}: not readable as HDF5 ({error}); {_AGAIN}.") from error
 
 
