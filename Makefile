@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-inspect bench-read bench-embed bench-heatmap bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-docker test-slurm
+.PHONY: bench-feed bench-inspect bench-read bench-embed bench-heatmap bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-chaos test-docker test-slurm
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -18,12 +18,14 @@ help:
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
 	@echo "make bench-inspect        wsi-mil inspect over 200 slides, and a slide behind a URL"
 	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
+	@echo "make bench-feed           reading alone, and a simulated device of a set rate kept busy (minutes)"
 	@echo "make bench-heatmap        seconds and memory of the heatmap of a slide with 100,000 patches"
 	@echo "make bench-embed-gpu      the same on a CUDA device"
 	@echo "make bench-train          training against the field's loop, torchmil's and CLAM's trainers (an hour)"
 	@echo "make bench-train-gpu      five folds on a CUDA device against one"
 	@echo "make bench-scale          Dask workers against one, against local processes; workers killed (half an hour)"
 	@echo "make test-dask            a Dask cluster whose workers and scheduler are killed (minutes)"
+	@echo "make test-chaos           files that hang, crash or starve their reader, sixty at a time (minutes; gcc)"
 	@echo "make bench-view           20 clients of the viewer on a slide of 100,000 x 100,000 pixels"
 	@echo "make test-docker          the image and the compose commands, with a real Docker engine (a build is 6 GB)"
 	@echo "make test-slurm           the jobs of pipelines/slurm, with a Slurm started here (root; Debian's packages)"
@@ -65,6 +67,9 @@ bench-inspect: $(READY)
 
 bench-embed: $(READY)
 	$(BIN)/python -m benchmarks.embed --folder bench --append
+
+bench-feed: $(READY)
+	$(BIN)/python -m benchmarks.feed --folder bench --append
 
 bench-heatmap: $(READY)
 	$(BIN)/python -m benchmarks.heatmap --folder bench --append
@@ -108,6 +113,10 @@ test-browser: $(READY)
 # where the engine has no bridge network: WSI_MIL_TEST_BUILD_NETWORK=host.
 test-docker: $(READY)
 	$(BIN)/python -m pytest -m docker -s
+
+# Needs gcc: a small library is preloaded that strikes by the files' names.
+test-chaos: $(READY)
+	$(BIN)/python -m pytest -m chaos -s
 
 test-slurm: $(READY)
 	$(BIN)/python -m pytest -m slurm

@@ -163,3 +163,43 @@ def test_an_interrupt_ends_the_command_while_every_reader_hangs(shim, cohort, tm
 def children_of(pid):
     found = Path(f"/proc/{pid}/task").glob("*/children")
     return [int(each) for path in found for each in path.read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def large_cohort(tmp_path_factory):
+    """Sixty slides, three with each fault; and the sound ones' features."""
+    folder = tmp_path_factory.mktemp("large")
+    draw(folder / "slides", 45, 3)
+    torch.manual_seed(0)
+    weights = timm.create_model(TINY, num_classes=0).state_dict()
+    safetensors.torch.save_file(weights, folder / "tiny.safetensors")
+    (folder / "early").symlink_to(folder / "slides")
+    tile.run(TileConfig(slides=folder / "slides", run=folder / "alone"))
+    shutil.copytree(folder / "alone", folder / "alone-tile")
+    config = EmbedConfig(
+        run=folder / "alone",
+        encoder=TINY,
+        weights=folder / "tiny.safetensors",
+        device="cpu",
+        precision="fp32",
+    )
+    start = time.monotonic()
+    assert not embed.run(config).failed
+    return folder, time.monotonic() - start
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("place", ["here", "dask", "two"])
+def test_sixty_slides_of_which_fifteen_strike(shim, large_cohort, tmp_path, place):
+    cohort, sound_s = large_cohort
+    run = tmp_path / "run"
+    shutil.copytree(cohort / "alone" / "patches", run / "patches")
+    words, folder = stages(cohort, run)["embed"]
+    more = ("--dask", "local") if place == "dask" else ()
+    start = time.monotonic()
+    processes = [command(shim, *words, *LIMITS, *more) for _ in range(2 if place == "two" else 1)]
+    said = [each.communicate(timeout=900)[0] for each in processes]
+    seconds = time.monotonic() - start
+    assert 1 in {each.returncode for each in processes}, said
+    check(cohort, run, "embed", folder)
+    print(f"{place}: {seconds:.0f} s; alone without faults {sound_s:.0f} s")
