@@ -1,8 +1,8 @@
 """How often the 95 % intervals hold the true score, on drawn cohorts whose true score is known.
 
 Comes in: the number of cohorts of a cell. Goes out: a table of coverage and median width of AUROC,
-sensitivity, accuracy and balanced accuracy. Scores of a class are normal, of distance by the AUROC; a patient's
-slides share half of their variance.
+sensitivity, accuracy and balanced accuracy. Scores of a class are normal, of distance by the AUROC; a
+patient's slides share half of their variance.
 """
 
 import argparse

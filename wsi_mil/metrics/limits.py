@@ -101,7 +101,7 @@ def auroc(positive_N: Bools, score_N: Floats, patient_of_N: Indices) -> tuple[fl
     value = float(beyond_N[positive_N].mean())
     sizes = np.array([positive_N.sum(), (~positive_N).sum()], np.float64)
     # Each row's part of the AUROC's error, times N: so that their mean's variance is the AUROC's.
-    apart_N = (beyond_N - value) * len(score_N) / np.where(positive_N, *sizes)
+    apart_N = (beyond_N - value) * len(score_N) / np.where(positive_N, sizes[0], sizes[1]).astype(np.float64)
     alone = float((apart_N**2).sum()) / len(score_N) ** 2
     first, second = sizes / _design_effect(apart_N, alone, patient_of_N)
     within = max(0.0, (first + second) / 2 - 1)
