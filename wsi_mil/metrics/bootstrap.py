@@ -55,7 +55,8 @@ def with_intervals(
     By the formulas of ``limits`` where there is one; ECE has none, as it is biased upwards, and a resample's
     more so. All others by a cluster bootstrap: patients are drawn with replacement, each with all its rows.
     A resample in which one of the scores is not defined though the rows define it (it lacks a class, say) is
-    drawn again, so that all intervals stand on the same resamples; where ten times as many draws do not give enough, ``samples`` says
+    drawn again, so that all intervals stand on the same resamples; where ten times as many draws do not
+    give enough, ``samples`` says
     how many there were. Multilabel: none is drawn again, as rare labels would leave few; each score stands on
     the resamples that define it, and a mean is over the labels that the resample defines.
 
