@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 DEMO := pipelines/demo/pipeline.toml
 
-.PHONY: bench-feed bench-inspect bench-read bench-embed bench-heatmap bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-chaos test-docker test-slurm
+.PHONY: bench-coverage bench-feed bench-inspect bench-read bench-embed bench-heatmap bench-embed-gpu bench-scale bench-train bench-train-gpu bench-view help demo demo-random-weights test test-slow test-gpu test-browser test-dask lint format clean test-chaos test-docker test-slurm
 
 help:
 	@echo "make demo                 draw a cohort, tile -> embed -> train -> heatmap -> report (minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make test-browser         the viewer and the report in headless Chromium (chromium, chromium-driver)"
 	@echo "make bench-read           patches per second against OpenSlide, tiffslide, cuCIM, the decoder alone"
 	@echo "make bench-inspect        wsi-mil inspect over 200 slides, and a slide behind a URL"
+	@echo "make bench-coverage       how often the 95 % intervals hold the true score, on drawn cohorts (minutes)"
 	@echo "make bench-embed          embedding against the field's loop and the encoder alone (an hour)"
 	@echo "make bench-feed           reading alone, and a simulated device of a set rate kept busy (minutes)"
 	@echo "make bench-heatmap        seconds and memory of the heatmap of a slide with 100,000 patches"
@@ -64,6 +65,9 @@ bench-read: $(READY)
 
 bench-inspect: $(READY)
 	$(BIN)/python -m benchmarks.inspect_slides --folder bench --append
+
+bench-coverage: $(READY)
+	$(BIN)/python -m benchmarks.coverage --append
 
 bench-embed: $(READY)
 	$(BIN)/python -m benchmarks.embed --folder bench --append

@@ -306,7 +306,7 @@ def test_a_url_without_zarr(embed):
 # Disks
 
 
-@pytest.mark.parametrize(("kind", "room"), [("hdf5", 300_000), ("zarr", 64_000)])
+@pytest.mark.parametrize(("kind", "room"), [("hdf5", 300_000), ("zarr", 80_000)])
 def test_a_disk_that_fills_up_in_the_middle(embed, run, tiled, tmp_path, kind, room):
     small = tmp_path / "small"
     small.mkdir()

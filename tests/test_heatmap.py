@@ -9,7 +9,7 @@ import pytest
 import zarr
 from PIL import Image
 
-from wsi_mil import heatmap, models, store
+from wsi_mil import heatmap, models, parallel, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError, FormatError
 from wsi_mil.geometry import PatchGeometry, grid_l0
@@ -273,7 +273,12 @@ def test_what_a_killed_process_leaves_is_no_heatmap(run, monkeypatch):
     def killed(*_args):
         raise KeyboardInterrupt
 
+    def here(function, tasks, *_others):
+        for slide_id, task in tasks.items():
+            yield parallel.attempt(slide_id, function, task)
+
     with monkeypatch.context() as patched:
+        patched.setattr(parallel.places, "in_processes", here)
         patched.setattr(export, "write_geojson", killed)
         with pytest.raises(KeyboardInterrupt):
             draw(run, only=("a",))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from wsi_mil.encoders.preset import Preset
 from wsi_mil.encoders.presets import LEFT_OUT, PACKAGED, PRESETS
-from wsi_mil.encoders.registry import register
+from wsi_mil.encoders.registry import register, registered
 
 if TYPE_CHECKING:
     from wsi_mil.encoders.encoder import TOLERANCE, Encoder, check_fit
@@ -34,6 +34,7 @@ __all__ = [
     "packaged_weights",
     "read_weights",
     "register",
+    "registered",
     "weights_digest",
     "weights_path",
 ]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wsi_mil import config as configs
-from wsi_mil import locate, models, parallel, store
+from wsi_mil import encoders, locate, models, parallel, store
 from wsi_mil.config import HeatmapConfig
 from wsi_mil.errors import ConfigError
 from wsi_mil.heatmap import faithfulness
@@ -61,8 +61,9 @@ def run(config: HeatmapConfig) -> StageResult:
             # alone: the library that draws is not for several threads
             cost = _cost(config)
             place = parallel.Place(
-                workers=config.workers, cluster=config, shared=config.run, alone=True, limits=_limits(cost)
-            )
+                workers=config.workers, cluster=config, shared=config.run, alone=True, limits=_limits(cost),
+                here=bool(config.overlap) and encoders.registered(encoder) is not None,
+            )  # fmt: skip
             outcomes = parallel.map_slides(draw, tasks, title="heatmap", place=place, cost=cost)
         finally:
             store.sweep(output)

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over patients, scores per patient, and the p-value of a permutation test.
+"""Intervals over patients, scores per patient, and the p-value of a permutation test.
 
 Comes in: targets, predictions and patients of rows. Goes out: intervals. It draws patients, not rows, because
 the rows of one patient are not independent.
@@ -9,9 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from wsi_mil.metrics import weighted
+from wsi_mil.metrics import limits, weighted
 from wsi_mil.metrics.arrays import Floats, Targets, Task
 from wsi_mil.metrics.scores import scores_of
+
+PERCENTILE = "percentile bootstrap over patients"
 
 _CHUNK = 300_000
 """Weights in work at once (2 MB): what a processor's cache can hold."""
@@ -25,15 +27,17 @@ _TRIES = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A score with its 95 % percentile bootstrap interval, and on how many resamples that stands.
+    """A score with its 95 % interval, the method of that, and on how many resamples it stands (0: a formula).
 
-    ``value`` is None where the rows do not define the score, ``low`` and ``high`` are where no resample does.
+    ``value`` is None where the rows do not define the score; ``low``, ``high`` and ``method`` are None
+    where there is no interval: no resample defines the score, or no method holds the true one (ECE).
     """
 
     value: float | None
     low: float | None
     high: float | None
     samples: int
+    method: str | None = None
 
 
 def with_intervals(
@@ -46,11 +50,13 @@ def with_intervals(
     seed: int,
     names: Sequence[str] = (),
 ) -> dict[str, Interval]:
-    """Return every score of the task (``scores_of``) with a 95 % percentile bootstrap interval over patients.
+    """Return every score of the task (``scores_of``) with a 95 % interval over patients.
 
-    A cluster bootstrap: patients are drawn with replacement, each with all its rows. A resample in which one
-    of the scores is not defined though the rows define it (it lacks a class, say) is drawn again, so that all
-    intervals stand on the same resamples; where ten times as many draws do not give enough, ``samples`` says
+    By the formulas of ``limits`` where there is one; ECE has none, as it is biased upwards, and a resample's
+    more so. All others by a cluster bootstrap: patients are drawn with replacement, each with all its rows.
+    A resample in which one of the scores is not defined though the rows define it (it lacks a class, say) is
+    drawn again, so that all intervals stand on the same resamples; where ten times as many draws do not
+    give enough, ``samples`` says
     how many there were. Multilabel: none is drawn again, as rare labels would leave few; each score stands on
     the resamples that define it, and a mean is over the labels that the resample defines.
 
@@ -72,10 +78,17 @@ def with_intervals(
         missing -= len(drawn_SK)
         parts.append(drawn_SK)
     drawn_SK = np.concatenate(parts)
-    return {
+    found = {
         name: _interval(value, drawn_SK[:, defined.index(name)] if name in defined else np.empty(0))
         for name, value in values.items()
     }
+    for name, (low, high, method) in limits.limits_of(
+        task, targets, prediction_NP, patients_N, names=names
+    ).items():
+        found[name] = Interval(value=values[name], low=low, high=high, samples=0, method=method)
+    if "ece" in found:
+        found["ece"] = Interval(value=values["ece"], low=None, high=None, samples=0)
+    return found
 
 
 def resampler(patients_N: Sequence[str], seed: int) -> Callable[[int], Floats]:
@@ -128,4 +141,4 @@ def _interval(value: float | None, drawn_S: Floats) -> Interval:
     if not len(drawn_S):
         return Interval(value=value, low=None, high=None, samples=0)
     low, high = np.percentile(drawn_S, [2.5, 97.5])
-    return Interval(value=value, low=float(low), high=float(high), samples=len(drawn_S))
+    return Interval(value=value, low=float(low), high=float(high), samples=len(drawn_S), method=PERCENTILE)

@@ -13,7 +13,7 @@ from typing import Any
 
 from wsi_mil.config import ClusterConfig
 from wsi_mil.parallel.guard import Limits
-from wsi_mil.parallel.outcome import Outcome, Task, Work
+from wsi_mil.parallel.outcome import Outcome, Task, Work, attempt
 from wsi_mil.parallel.processes import cpu_count, in_processes
 from wsi_mil.parallel.progress import Watch, progress
 
@@ -28,7 +28,8 @@ class Place:
     --resources "GPU=1"``), only they are asked, for one of it per slide. ``prepare`` is called once in each
     worker before its first slide; one where it fails is left out, and said. ``limits`` says what a slide's
     task may take, of so many processes on one machine. Without it nothing limits a slide, and a cluster's
-    worker does it in its own process, where what ``prepare`` made is at hand.
+    worker does it in its own process, where what ``prepare`` made is at hand. ``here``: in this process, one
+    slide after the other and without limits, for what no other process knows.
     """
 
     workers: int = 0
@@ -37,6 +38,7 @@ class Place:
     alone: bool = False
     resource: str = ""
     prepare: Callable[[], None] | None = None
+    here: bool = False
     limits: Callable[[Any, int], Limits] | None = None
 
 
@@ -88,6 +90,9 @@ def as_they_end(
         from wsi_mil.parallel.cluster import on_cluster  # noqa: PLC0415
 
         yield from on_cluster(function, tasks, title, place, watch)
+    elif place.here:
+        for slide_id, task in tasks.items():
+            yield attempt(slide_id, function, task)
     else:
         limits = functools.partial(_limits, place.limits, workers) if place.limits else None
         yield from in_processes(function, tasks, workers, watch, limits)

@@ -174,13 +174,18 @@ def _content(
     task: metrics.Task = ensemble.task  # type: ignore[assignment]
     names = ensemble.names
 
-    def scores(prediction_NP: NDArray[np.float64]) -> dict[str, dict[str, float | None]]:
+    def scores(prediction_NP: NDArray[np.float64]) -> dict[str, dict[str, float | str | None]]:
         found = metrics.with_intervals(
             task, units.targets, prediction_NP, units.patients, samples=config.bootstrap, seed=config.seed,
             names=names,
         )  # fmt: skip
         return {
-            name: {"value": _round(each.value), "low": _round(each.low), "high": _round(each.high)}
+            name: {
+                "value": _round(each.value),
+                "low": _round(each.low),
+                "high": _round(each.high),
+                "method": each.method,
+            }
             for name, each in found.items()
         }
 
@@ -203,7 +208,7 @@ def _content(
         content["temperature"] = ensemble.temperature
         content["calibrated"] = {name: calibrated[name] for name in _CALIBRATION}
     return content | {
-        "interval": "95 % percentile bootstrap over patients",
+        "interval": "95 % over patients, each by its method",
         "bootstrap": config.bootstrap,
         "left_out": [{"slide_id": each, "reason": left_out[each]} for each in sorted(left_out)],
     }

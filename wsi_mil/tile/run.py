@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wsi_mil import config as configs
 from wsi_mil import manifest, parallel, store, tissue
 from wsi_mil.config import TileConfig
-from wsi_mil.errors import ConfigError
+from wsi_mil.errors import ConfigError, SlideError
 from wsi_mil.geometry import is_enlarged
 from wsi_mil.manifest import Fault, Found, SlideEntry
 from wsi_mil.memory import keep_memory
@@ -156,7 +156,9 @@ def _refuse_stale(entries: list[SlideEntry], config: TileConfig) -> None:
         path = store.patches_path(config.run, entry.slide_id)
         if path.exists():
             found = look(entry.path)
-            if found:  # a slide that is gone, or cannot be read, fails by itself
+            if not found:  # a slide that is gone, or cannot be read, fails by itself
+                continue
+            with contextlib.suppress(SlideError):  # and so does one without annotations
                 record = _record(_for_slide(entry, config), entry, found)
                 store.is_done(path, record, "patches", config.overwrite)
 

@@ -224,7 +224,7 @@ def _content(
         | {
             "leading": metrics.LEADING[task],
             "scores": {name: _interval(each, config.bootstrap) for name, each in scores.items()},
-            "interval": "95 % percentile bootstrap over patients",
+            "interval": "95 % over patients, each by its method",
             "bootstrap": config.bootstrap,
             "split": plan.kind,
             "repeats": config.repeats,
@@ -363,12 +363,13 @@ def _units(
     return np.concatenate(targets), np.concatenate(predictions), [p for each in patients for p in each]
 
 
-def _interval(each: metrics.Interval, samples: int) -> dict[str, float | int | None]:
-    """Return value and bounds; and how many resamples they stand on where not all define the score."""
-    found: dict[str, float | int | None] = {
-        "value": _round(each.value), "low": _round(each.low), "high": _round(each.high)
+def _interval(each: metrics.Interval, samples: int) -> dict[str, float | int | str | None]:
+    """Return value, bounds and method; and how many resamples they stand on where some do not define it."""
+    found: dict[str, float | int | str | None] = {
+        "value": _round(each.value), "low": _round(each.low), "high": _round(each.high),
+        "method": each.method,
     }  # fmt: skip
-    return found if each.samples == samples else found | {"samples": each.samples}
+    return found if each.samples in (0, samples) else found | {"samples": each.samples}
 
 
 def _round(value: float | None) -> float | None:
