@@ -72,7 +72,7 @@ def share(right_N: Bools, patient_of_N: Indices) -> tuple[float, float]:
     if not len(right_N):
         return 0.0, 1.0
     value = float(right_N.mean())
-    apart_N = right_N - value
+    apart_N: Floats = np.subtract(right_N, value, dtype=np.float64)
     effect = _design_effect(apart_N, value * (1 - value) / len(right_N), patient_of_N)
     rows, z2 = len(right_N) / effect, _Z**2
     middle, half = value + z2 / (2 * rows), np.sqrt(z2 * (value * (1 - value) + z2 / (4 * rows)) / rows)
