@@ -15,6 +15,7 @@ from wsi_mil.config.base import (
     require,
 )
 from wsi_mil.config.cluster import ClusterConfig
+from wsi_mil.config.limits import LimitsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +72,7 @@ class EncodersConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class InspectConfig:
+class InspectConfig(LimitsConfig):
     """Look at slides before work begins: what they are, what is wrong with them, and what to do."""
 
     slides: tuple[Location, ...] = field(metadata={"positional": "SLIDES"})
@@ -101,6 +102,7 @@ class InspectConfig:
         for flag, mpp in (("--mpp", self.mpp), ("--slide-mpp", self.slide_mpp)):
             if mpp is not None:
                 check_mpp(flag, mpp)
+        self.check_limits()
         require(self.workers >= 0, f"--workers {self.workers}: 0 (one per core) or more.")
 
 

@@ -15,7 +15,7 @@ from wsi_mil.errors import ConfigError
 from wsi_mil.inspect.facts import Inspection
 from wsi_mil.inspect.look import inspect_slide
 from wsi_mil.manifest import Fault, Found, Reconciled, SlideEntry
-from wsi_mil.slide import SUFFIXES, detect, dicom_series
+from wsi_mil.slide import SUFFIXES, bytes_on_disk, detect, dicom_series
 
 FORMAT, FORMAT_VERSION = "wsi-mil inspection", 1
 _FEW = 32  # slides that are looked at sooner than other processes have started
@@ -87,7 +87,8 @@ def inspect_slides(config: InspectConfig) -> Cohort:
         for entry in entries
     }
     workers = config.workers or (1 if len(tasks) <= _FEW else 0)
-    outcomes = parallel.map_slides(_look, tasks, title="inspect", workers=workers)
+    place = parallel.Place(workers=workers, limits=_limits)
+    outcomes = parallel.map_slides(_look, tasks, title="inspect", place=place)
     slides = tuple(
         outcome.facts["inspection"]
         if outcome.facts
@@ -129,17 +130,24 @@ def _find(config: InspectConfig) -> tuple[list[SlideEntry], list[str], list[Faul
 
 
 def _list(place: Any, config: InspectConfig) -> Found:
+    limits = parallel.limits_of(config.slide_timeout, config.slide_memory_mib, 1)
     try:
         return manifest.list_slides(
             place,
             pattern=config.pattern,
             suffixes=SUFFIXES,
-            detect=detect,
-            dicom_series=dicom_series,
+            detect=parallel.guarded(detect, limits, "unknown"),  # it fails by itself, as a slide
+            dicom_series=parallel.guarded(dicom_series, limits, None),
             unique=False,
         )
     except ConfigError as error:
         raise ConfigError(str(error).removeprefix("--slides ")) from error  # they have no flag here
+
+
+def _limits(task: tuple[SlideEntry, InspectConfig], processes: int) -> parallel.Limits:
+    entry, config = task
+    size = bytes_on_disk(entry.path)
+    return parallel.limits_of(config.slide_timeout, config.slide_memory_mib, processes, size=size)
 
 
 def _look(task: tuple[SlideEntry, InspectConfig]) -> Mapping[str, Any]:
